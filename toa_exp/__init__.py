@@ -1,0 +1,3 @@
+"""Reproducible experiments in inference-time scaling with several language models."""
+
+__version__ = "0.1.0"

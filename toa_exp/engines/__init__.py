@@ -1,0 +1,1 @@
+"""Engines: what turns a draw into a sample. One file an engine."""

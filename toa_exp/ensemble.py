@@ -1,0 +1,132 @@
+"""Agents: which model, sampled how, and what identifies it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toa_exp.cost import Architecture, Price, architecture
+from toa_exp.errors import BadInput, choose
+
+_FIELDS = ["model", "revision", "sampling", "price", "architecture", "options"]
+_SAMPLING = ["temperature", "top_p", "max_tokens"]
+_EDGE = 8 << 20  # bytes read from either end of a weight file to identify it
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A model and how it is sampled.
+
+    `model` is a Hugging Face id or a local folder, `sampling` holds temperature, top_p and
+    max_tokens. `options` belong to the engine; those of a simulated agent are what it is.
+    """
+
+    name: str
+    model: str
+    revision: str | None
+    sampling: Mapping[str, Any]
+    price: Price | None = None
+    architecture: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the agent is a parametric one, without a model."""
+        return self.model == "simulated"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides this agent's samples; neither its name nor the engine is part of it.
+
+        A local folder counts by its content, so that it may be moved, and a hub id by its revision.
+        """
+        if self.simulated:
+            return {"model": self.model, "sampling": dict(self.sampling), "options": dict(self.options)}
+        folder = Path(self.model).expanduser()
+        if folder.is_dir():
+            return {"model": folder_digest(folder), "sampling": dict(self.sampling)}
+        return {"model": self.model, "revision": self.revision, "sampling": dict(self.sampling)}
+
+    def shape(self) -> Architecture:
+        """The architecture that FLOPs are counted from: as given, or of the model's config.json."""
+        config = self.architecture or model_config(self.model, self.revision, f"agent {self.name!r}")
+        return architecture(config)
+
+
+def agents_of(ensemble: Mapping[str, Any]) -> dict[str, Agent]:
+    """The agents of an `ensemble` configuration by name, in the order given."""
+    members = ensemble.get("agents") or {}
+    if not members:
+        raise BadInput("ensemble.agents is empty; name one agent or more, each with its `model`")
+    return {name: _agent(name, fields, ensemble.get("sampling") or {}) for name, fields in members.items()}
+
+
+def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> Agent:
+    if not isinstance(fields, Mapping) or not fields.get("model"):
+        raise BadInput(f"agent {name!r} has no model; give ensemble.agents.{name}.model=<folder or hub id>")
+    for key in fields:
+        if key not in _FIELDS:
+            raise choose(f"field of agent {name!r}:", key, _FIELDS)
+    sampling = {**shared, **(fields.get("sampling") or {})}
+    for key in sampling:
+        if key not in _SAMPLING:
+            raise choose(f"sampling parameter of agent {name!r}:", key, _SAMPLING)
+    for key in _SAMPLING:
+        if sampling.get(key) is None:
+            raise BadInput(f"agent {name!r} has no {key}; give ensemble.sampling.{key}=<value>")
+    price = fields.get("price")
+    return Agent(
+        name=name,
+        model=str(fields["model"]),
+        revision=fields.get("revision"),
+        sampling=sampling,
+        price=Price(**price) if price else None,
+        architecture=fields.get("architecture"),
+        options=fields.get("options") or {},
+    )
+
+
+def model_config(model: str, revision: str | None, whose: str) -> dict[str, Any]:
+    """The config.json of a local folder or a hub id; `whose` names the owner in errors."""
+    folder = Path(model).expanduser()
+    path = folder / "config.json"
+    if not folder.is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(model, "config.json", revision=revision))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise BadInput(
+                f"{whose}: {model!r} is neither a folder here nor could its config.json be had from the "
+                f"hub ({type(error).__name__}). Give a folder, or `architecture` with the fields of "
+                f"config.json"
+            ) from error
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{whose}: {path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise BadInput(f"{whose}: {path} holds no JSON object")
+    return config
+
+
+@functools.cache
+def folder_digest(folder: Path) -> str:
+    """A digest of a model folder: its small files whole, of the weights both ends and the size."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        size = path.stat().st_size
+        if path.suffix in {".md", ".png"}:
+            continue
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_EDGE))
+            if size > _EDGE:
+                file.seek(max(_EDGE, size - _EDGE))
+                digest.update(file.read(_EDGE))
+    return f"folder:{digest.hexdigest()[:32]}"

@@ -1,0 +1,47 @@
+"""The exceptions of this package; each message says what to do next."""
+
+
+class ToaError(Exception):
+    """Root of all errors that a user can mend; a command ends with `exit_status`."""
+
+    exit_status = 1
+
+
+class BadInput(ToaError):
+    """A value that was given cannot be used: the message names it, what is allowed and the mend."""
+
+    exit_status = 2
+
+
+class Incomplete(ToaError):
+    """The run ended with problems that have no trajectory; rerunning the command goes on."""
+
+
+class StoreError(ToaError):
+    """The store cannot be read or written."""
+
+
+class MethodError(ToaError):
+    """A method broke the contract of `toa_exp.core`: its requests cannot be carried out."""
+
+
+class Unavailable(ToaError):
+    """An engine or a reward could not answer this time; the runner tries again, then parks."""
+
+
+class Permanent(Unavailable):
+    """An engine or a reward cannot answer this, however often it is asked."""
+
+
+def missing_extra(package: str, extra: str) -> BadInput:
+    """The error for an optional dependency that is not installed."""
+    return BadInput(f"{package} is not installed. Install it with: pip install 'toa-exp[{extra}]'")
+
+
+def choose(what: str, value: object, allowed: list[str]) -> BadInput:
+    """The error for a name that is none of the allowed ones; the nearest of them comes first."""
+    import difflib
+
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return BadInput(f"unknown {what} {value!r}.{hint} Allowed: {', '.join(sorted(allowed))}")

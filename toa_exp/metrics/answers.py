@@ -1,0 +1,60 @@
+"""Final answers in running text, and their comparison as strings and numbers."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+_LINE = re.compile(r"^[\s*#>_-]*(?:final\s+)?answer\s*(?:is)?\s*[:=]?[\s*_]*(.+?)[\s*_]*$", re.I | re.M)
+_SPACE = re.compile(r"\s+")
+_NUMBER = re.compile(r"-?[\d,]*\.?\d+")
+
+
+def final_answer(text: str) -> str | None:
+    r"""The content of the last \boxed{...}, else of the last line "Answer: ...", else None."""
+    boxed = _boxed(text)
+    if boxed is not None:
+        return boxed.strip()
+    lines = _LINE.findall(text)
+    return lines[-1].strip() if lines else None
+
+
+def _boxed(text: str) -> str | None:
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start += len("\\boxed{")
+    depth = 1
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[start:position]
+    return None
+
+
+def normalise(answer: str) -> str:
+    """An answer without differences of case, spacing, closing stop, dollar signs and number format.
+
+    >>> normalise(" $1,250.00. ")
+    '1250'
+    """
+    plain = _SPACE.sub(" ", answer).strip().strip("$").rstrip(".").strip().casefold()
+    if _NUMBER.fullmatch(plain):
+        try:
+            value = Decimal(plain.replace(",", ""))
+        except InvalidOperation:
+            return plain
+        return format(value.normalize(), "f") if value else "0"
+    return plain
+
+
+class ExactMatch:
+    """Judge: the final answer, or the whole text where none is marked, equals the reference."""
+
+    async def correct(self, reference: str, text: str) -> bool:
+        """Whether both are equal after `normalise`."""
+        stated = final_answer(text)
+        return normalise(text if stated is None else stated) == normalise(reference)
+
+    async def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,115 @@
+"""Equality of mathematical answers by Math-Verify, in a process of its own under a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import logging
+import sys
+from collections import OrderedDict
+
+from toa_exp.errors import ToaError, missing_extra
+from toa_exp.metrics.answers import final_answer
+
+log = logging.getLogger(__name__)
+_REMEMBERED = 10_000
+_START = 120.0  # seconds for the worker to import its libraries
+_LINE_LIMIT = 1 << 26
+
+
+class MathVerify:
+    """Judge: Math-Verify finds the text's final answer equal to the reference.
+
+    The reference is read as if it stood in $...$; so is the final answer of a text without math
+    delimiters. An answer that is not found equal within `timeout` seconds, or that takes the worker
+    down, counts as not equal and is logged; the worker is started anew. `workers` run side by side.
+    Source: https://github.com/huggingface/Math-Verify.
+    """
+
+    def __init__(self, *, timeout: float = 5.0, workers: int = 1) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise missing_extra("math-verify", "math")
+        self._timeout = timeout
+        self._size = workers
+        self._idle: asyncio.Queue[_Worker] | None = None
+        self._verdicts: OrderedDict[tuple[str, str], bool] = OrderedDict()
+
+    async def correct(self, reference: str, text: str) -> bool:
+        """Whether the answers are equal."""
+        answer = _delimited(text)
+        key = (reference, answer)
+        if key in self._verdicts:
+            self._verdicts.move_to_end(key)
+            return self._verdicts[key]
+        if self._idle is None:
+            self._idle = asyncio.Queue()
+            for _ in range(self._size):
+                self._idle.put_nowait(_Worker(self._timeout))
+        worker = await self._idle.get()
+        try:
+            verdict = await worker.ask(reference, answer)
+        finally:
+            self._idle.put_nowait(worker)
+        self._verdicts[key] = verdict
+        if len(self._verdicts) > _REMEMBERED:
+            self._verdicts.popitem(last=False)
+        return verdict
+
+    async def close(self) -> None:
+        """Stop the workers."""
+        while self._idle is not None and not self._idle.empty():
+            await self._idle.get_nowait().stop()
+
+
+def _delimited(text: str) -> str:
+    if "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text:
+        return text
+    stated = final_answer(text)
+    return f"${text.strip() if stated is None else stated}$"
+
+
+class _Worker:
+    """A process that verifies one answer at a time; see `toa_exp.metrics.math_worker`."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def ask(self, reference: str, answer: str) -> bool:
+        process = self._process or await self._start()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps([reference, answer]).encode() + b"\n")
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), self._timeout)
+        except TimeoutError:
+            line = b""
+        except asyncio.CancelledError:
+            await self.stop()  # its answer would be taken for the next one's
+            raise
+        if not line:
+            log.warning("an answer was not verified within %g s and counts as wrong: %.80r", self._timeout, answer)
+            await self.stop()
+            return False
+        return bool(json.loads(line))
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "toa_exp.metrics.math_worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT,
+        )
+        assert process.stdout is not None
+        ready = await asyncio.wait_for(process.stdout.readline(), _START)
+        if ready != b"ready\n":
+            raise ToaError("the math-verify worker did not start; its error is printed above")
+        return process
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,150 @@
+"""The runner: keeps many problems open at once and writes their trajectories in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from toa_exp.budgets import Budgets
+from toa_exp.core import Problem, Reply
+from toa_exp.cost import Cost
+from toa_exp.errors import Unavailable
+from toa_exp.selection import Canonical
+from toa_exp.tasks.base import Task
+from toa_exp.trajectory import Player, Step
+
+log = logging.getLogger(__name__)
+
+_AHEAD = 4  # times `concurrency`: how far finished problems may run ahead of one that is slow
+
+Selection = Callable[[Sequence[Reply], Canonical], int | None]
+_Queue = asyncio.Queue[tuple[Problem, "asyncio.Task[list[Outcome] | Unavailable]"] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A problem at one budget: the line of trajectories.jsonl.
+
+    `answer` is the index of the selected sample; without one (no sample, or all failed) there are
+    no metrics and no `best_reward`.
+    """
+
+    problem: str
+    budget: float
+    steps: list[Step]
+    answer: int | None
+    metrics: dict[str, float] | None
+    cost: Cost
+    best_reward: float | None
+
+    def line(self) -> str:
+        """The outcome as JSON; numbers are finite."""
+        record: dict[str, Any] = {
+            "problem": self.problem,
+            "budget": self.budget,
+            "samples": [step.record() for step in self.steps],
+            "answer": self.answer,
+            "metrics": self.metrics,
+            "cost": asdict(self.cost),
+        }
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
+class Observer(Protocol):
+    """Is told of a run's progress."""
+
+    def outcomes(self, outcomes: list[Outcome]) -> None:
+        """A problem is done: its outcomes at all budgets, in the order of the problems."""
+
+    def parked(self, problem: str, reason: str) -> None:
+        """A problem is given up for now; rerunning the command tries it again."""
+
+
+class Runner:
+    """Runs a method on all problems of a task.
+
+    Up to `concurrency` problems are open; each waits for its own samples only. Memory grows with
+    the open problems, not with the task.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        player: Player,
+        budgets: Budgets,
+        selection: Selection,
+        *,
+        anytime: bool,
+        concurrency: int,
+    ) -> None:
+        self._task = task
+        self._player = player
+        self._budgets = budgets
+        self._selection = selection
+        self._anytime = anytime
+        self._concurrency = concurrency
+
+    async def run(self, path: Path, observer: Observer) -> int:
+        """Write trajectories.jsonl in the order of the problems; returns how many were parked.
+
+        The lines stand in `path` with the ending .partial until every problem is done or parked.
+        """
+        partial = path.with_suffix(".jsonl.partial")
+        queue: _Queue = asyncio.Queue(self._concurrency * _AHEAD)
+        parked = 0
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._open_problems(group, queue))
+                    while (entry := await queue.get()) is not None:
+                        problem, solving = entry
+                        result = await solving
+                        if isinstance(result, Unavailable):
+                            parked += 1
+                            observer.parked(problem.id, str(result))
+                        else:
+                            file.writelines(outcome.line() + "\n" for outcome in result)
+                            observer.outcomes(result)
+        except BaseExceptionGroup as group_of_errors:
+            raise group_of_errors.exceptions[0] from None
+        partial.replace(path)
+        return parked
+
+    async def _open_problems(self, group: asyncio.TaskGroup, queue: _Queue) -> None:
+        """Start problems in order, as places become free; None ends the queue."""
+        slots = asyncio.Semaphore(self._concurrency)
+
+        async def work(problem: Problem) -> list[Outcome] | Unavailable:
+            try:
+                return await self._solve(problem)
+            except Unavailable as error:
+                return error
+            finally:
+                slots.release()
+
+        for problem in self._task.problems():
+            await slots.acquire()
+            await queue.put((problem, group.create_task(work(problem))))
+        await queue.put(None)
+
+    async def _solve(self, problem: Problem) -> list[Outcome]:
+        readings = await self._budgets.readings(self._player, problem, self._anytime)
+        pairs = zip(self._budgets.values, readings, strict=True)
+        return [await self._outcome(problem, budget, steps) for budget, steps in pairs]
+
+    async def _outcome(self, problem: Problem, budget: float, steps: list[Step]) -> Outcome:
+        cost = Cost()
+        for step in steps:
+            cost.add(step.cost)
+        replies = [step.reply for step in steps]
+        answer = self._selection(replies, self._task.final_answer)
+        metrics = None
+        if answer is not None:
+            metrics = dict(await self._task.score(problem, replies[answer].text))
+        rewards = [reply.reward for reply in replies if reply.failure is None]
+        return Outcome(problem.id, budget, steps, answer, metrics, cost, max(rewards, default=None))

@@ -1,0 +1,130 @@
+"""Draws and scores, each made once: from the store, from a request under way, or afresh."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import TypeVar
+
+from toa_exp.core import Problem
+from toa_exp.draws import Draw, Sample, Score, score_key
+from toa_exp.engines.base import Engine
+from toa_exp.errors import Permanent, Unavailable
+from toa_exp.rewards.base import Reward
+from toa_exp.store import Store
+
+log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a run did so far; `retries` counts requests that had to be sent again."""
+
+    samples: int = 0
+    tokens: int = 0
+    drawn: int = 0
+    scored: int = 0
+    failures: int = 0
+    retries: int = 0
+
+
+class Sampler:
+    """Gives each trajectory its samples and scores, sharing them through the store.
+
+    A request that fails for want of infrastructure is sent up to `retries` times more, after
+    `backoff` seconds at first and twice as long each time, up to a minute.
+    """
+
+    def __init__(
+        self, engine: Engine, reward: Reward, store: Store, *, retries: int, backoff: float
+    ) -> None:
+        self.counts = Counts()
+        self.agent_digests = {
+            name: store.register(agent.fingerprint()) for name, agent in engine.agents.items()
+        }
+        self._engine = engine
+        self._reward = reward
+        self._reward_digest = store.register(reward.fingerprint())
+        self._store = store
+        self._retries = retries
+        self._backoff = backoff
+        self._jitter = Random(0)  # spreads retries over time; no result depends on it
+        self._under_way: dict[bytes, asyncio.Future[Sample] | asyncio.Future[Score]] = {}
+
+    async def sample(self, draw: Draw) -> Sample:
+        """The sample of a draw. Raises Unavailable where the engine had none after all retries."""
+        sample = await self._store.get_draw(draw.key)
+        if sample is None:
+            sample = await self._once(draw.key, lambda: self._draw(draw))
+        counts = self.counts
+        counts.samples += 1
+        counts.tokens += sample.usage.prompt_tokens + sample.usage.completion_tokens
+        counts.failures += sample.failure is not None
+        return sample
+
+    async def score(self, problem: Problem, text: str) -> Score:
+        """The score of a text. Raises Unavailable where the reward had none after all retries."""
+        key = score_key(self._reward_digest, problem, text)
+        score = await self._store.get_score(key.digest)
+        if score is not None:
+            return score
+
+        async def make() -> Score:
+            made = await self._patiently(lambda: self._reward.score(problem, text), "the reward")
+            if not math.isfinite(made.reward):
+                raise Permanent(f"the reward gave {made.reward} for an answer to problem {problem.id!r}")
+            self.counts.scored += 1
+            return await self._store.put_score(key, made)
+
+        return await self._once(key.digest, make)
+
+    async def _draw(self, draw: Draw) -> Sample:
+        agent = draw.request.agent
+        sample = await self._patiently(lambda: self._engine.sample(draw), f"agent {agent!r}")
+        self.counts.drawn += 1
+        try:
+            sample.text.encode()
+        except UnicodeEncodeError:  # lone surrogates, which no file takes; both ways must read alike
+            sample = replace(sample, text=sample.text.encode("utf-8", "replace").decode())
+        return await self._store.put_draw(draw, sample)
+
+    async def _once(self, key: bytes, make: Callable[[], Awaitable[Value]]) -> Value:
+        """What `make` gives; whoever asks for the same key meanwhile is given the same."""
+        under_way: dict[bytes, asyncio.Future[Value]] = self._under_way  # type: ignore[assignment]
+        if key in under_way:
+            return await asyncio.shield(under_way[key])
+        future = under_way[key] = asyncio.get_running_loop().create_future()
+        try:
+            value = await make()
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(error)
+                future.exception()  # seen: nobody else may be waiting for it
+            raise
+        finally:
+            del under_way[key]
+        future.set_result(value)
+        return value
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Value]], whom: str) -> Value:
+        """The answer of `ask`, tried again after Unavailable."""
+        for attempt in range(self._retries + 1):
+            try:
+                return await ask()
+            except Permanent:
+                raise
+            except Unavailable as error:
+                if attempt == self._retries:
+                    raise
+                wait = min(60.0, self._backoff * 2**attempt) * (0.5 + self._jitter.random())
+                self.counts.retries += 1
+                log.warning("%s: %s; trying again in %.1f s", whom, error, wait)
+                await asyncio.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,61 @@
+"""Selection: which sample of a trajectory is the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from toa_exp.core import Reply
+
+Canonical = Callable[[str], str | None]
+"""The final answer that a text states, so that equal answers are equal strings; None if none."""
+
+
+def best_reward(replies: Sequence[Reply], canonical: Canonical) -> int | None:
+    """The index of the usable reply with the highest reward, the first of several; None if none."""
+    usable = _usable(replies)
+    return max(usable, key=lambda index: replies[index].reward, default=None)
+
+
+def last(replies: Sequence[Reply], canonical: Canonical) -> int | None:
+    """The index of the last usable reply; None if none."""
+    return max(_usable(replies), default=None)
+
+
+def majority_vote(replies: Sequence[Reply], canonical: Canonical) -> int | None:
+    """The best-rewarded reply among those that state the most frequent answer.
+
+    Of equally frequent answers the one stated first wins. Replies without a final answer have no
+    vote; where none has one the highest reward decides.
+    """
+    return _vote(replies, canonical, lambda index: 1.0)
+
+
+def reward_weighted_vote(
+    replies: Sequence[Reply], canonical: Canonical, *, temperature: float = 1.0
+) -> int | None:
+    """The best-rewarded reply among those whose answer has the largest sum of exp(reward / temperature).
+
+    Rewards of any sign and scale thus give positive weights. Ties and replies without a final
+    answer are as in `majority_vote`.
+    """
+    top = max((replies[index].reward for index in _usable(replies)), default=0.0)
+    return _vote(replies, canonical, lambda index: math.exp((replies[index].reward - top) / temperature))
+
+
+def _usable(replies: Sequence[Reply]) -> list[int]:
+    return [index for index, reply in enumerate(replies) if reply.failure is None]
+
+
+def _vote(
+    replies: Sequence[Reply], canonical: Canonical, weight: Callable[[int], float]
+) -> int | None:
+    ballots: dict[str, list[int]] = {}
+    for index in _usable(replies):
+        answer = canonical(replies[index].text)
+        if answer is not None:
+            ballots.setdefault(answer, []).append(index)
+    if not ballots:
+        return best_reward(replies, canonical)
+    winners = max(ballots.values(), key=lambda indices: sum(map(weight, indices)))
+    return max(winners, key=lambda index: replies[index].reward)

@@ -1,0 +1,84 @@
+"""What the runner asks of a task, and prompts as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from toa_exp.core import Problem
+from toa_exp.draws import Message
+from toa_exp.errors import BadInput, choose
+
+
+class Task(Protocol):
+    """Problems, the wording of requests, and how an answer is judged."""
+
+    def count(self) -> int:
+        """How many problems there are. Raises BadInput where the data cannot be used."""
+        ...
+
+    def problems(self) -> Iterator[Problem]:
+        """The problems in a fixed order, one at a time."""
+        ...
+
+    def render(self, problem: Problem, template: str, drafts: Sequence[str]) -> list[Message]:
+        """The chat messages that ask for an answer, given earlier ones."""
+        ...
+
+    async def score(self, problem: Problem, text: str) -> Mapping[str, float]:
+        """The metrics of `text` as the answer, the same names for every problem; higher is better."""
+        ...
+
+    def final_answer(self, text: str) -> str | None:
+        """The final answer that a text states, normalised so that equal ones are equal strings."""
+        ...
+
+    async def close(self) -> None:
+        """Free what the task holds."""
+        ...
+
+
+class Prompts:
+    """Templates of chat messages, as a task's YAML has them.
+
+    `templates` maps a name (direct, refine, aggregate, or a task's own) to a list of messages. In
+    their content {prompt} is the problem's prompt, {meta.<name>} a field of its meta, {draft} the
+    one earlier answer and {drafts} all of them, each in `each_draft` with {number} and {draft}.
+    Other braces stay as they are.
+    """
+
+    _PLACE = re.compile(r"\{(prompt|drafts|draft|number|meta\.\w+)\}")
+
+    def __init__(self, templates: Mapping[str, Sequence[Message]], each_draft: str) -> None:
+        if "direct" not in templates:
+            raise BadInput("task.prompts.templates has no `direct`; every task needs one")
+        self._templates = templates
+        self._each_draft = each_draft
+
+    def render(self, problem: Problem, template: str, drafts: Sequence[str]) -> list[Message]:
+        """The messages of a template; raises BadInput where it does not exist or cannot be filled."""
+        if template not in self._templates:
+            raise choose("prompt template", template, sorted(self._templates))
+        values: dict[str, Any] = {"prompt": problem.prompt}
+        if len(drafts) == 1:
+            values["draft"] = drafts[0]
+        if drafts:
+            numbered = enumerate(drafts, start=1)
+            parts = [self._fill(self._each_draft, {"number": n, "draft": d}, problem) for n, d in numbered]
+            values["drafts"] = "\n\n".join(parts)
+        return [
+            {"role": message["role"], "content": self._fill(message["content"], values, problem)}
+            for message in self._templates[template]
+        ]
+
+    def _fill(self, content: str, values: Mapping[str, Any], problem: Problem) -> str:
+        def value(match: re.Match[str]) -> str:
+            name = match[1]
+            found = problem.meta if name.startswith("meta.") else values
+            key = name.removeprefix("meta.")
+            if key not in found:
+                raise BadInput(f"a prompt template uses {{{name}}}, which problem {problem.id!r} does not have")
+            return str(found[key])
+
+        return self._PLACE.sub(value, content)

@@ -1,0 +1,123 @@
+"""Questions with a reference answer, from any file or hub data set: a YAML makes it a task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from toa_exp.core import Problem
+from toa_exp.draws import Message
+from toa_exp.errors import BadInput
+from toa_exp.metrics.answers import final_answer, normalise
+from toa_exp.metrics.base import Judge
+from toa_exp.tasks.base import Prompts
+from toa_exp.tasks.source import Row, rows
+
+
+class Questions:
+    """A question-answering task.
+
+    `fields` names the row fields of `id` (rows without it are numbered from 0), `prompt` and
+    `reference`; all others go to a problem's meta. `reference_pattern` takes its group 1 out of the reference.
+    `limit` keeps the first problems and `ids` those named. `judge` decides whether an answer equals
+    the reference (metric `accuracy`); where no row has a reference there is no metric.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: Mapping[str, Any],
+        fields: Mapping[str, str],
+        judge: Judge,
+        path: str | None = None,
+        hub: Mapping[str, Any] | None = None,
+        reference_pattern: str | None = None,
+        limit: int | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise BadInput(f"task.limit={limit}: give a number of problems, 1 or more, or null for all")
+        self._prompts = Prompts(**prompts)
+        self._fields = fields
+        self._judge = judge
+        self._path = path
+        self._hub = dict(hub) if hub else None
+        self._pattern = re.compile(reference_pattern) if reference_pattern else None
+        self._limit = limit
+        self._ids = None if ids is None else {str(identifier) for identifier in ids}
+
+    def count(self) -> int:
+        """How many problems there are, after checking every row of the data."""
+        seen: set[str] = set()
+        with_reference = 0
+        for problem in self.problems():
+            if problem.id in seen:
+                raise BadInput(f"{self._where()}: the id {problem.id!r} occurs twice; ids must be unique")
+            seen.add(problem.id)
+            with_reference += problem.reference is not None
+        if self._ids is not None and (missing := self._ids - seen):
+            raise BadInput(f"{self._where()} has no problem with id {', '.join(sorted(missing)[:5])}")
+        if not seen:
+            raise BadInput(f"{self._where()} has no problems")
+        if with_reference not in (0, len(seen)):
+            raise BadInput(
+                f"{self._where()}: {len(seen) - with_reference} of {len(seen)} problems have no "
+                f"{self._fields['reference']!r}; give it to all of them or to none"
+            )
+        return len(seen)
+
+    def problems(self) -> Iterator[Problem]:
+        """The problems in the order of the data."""
+        kept = 0
+        for number, row in enumerate(rows(self._path, self._hub)):
+            problem = self._problem(number, row)
+            if self._ids is None or problem.id in self._ids:
+                yield problem
+                kept += 1
+                if kept == self._limit:
+                    return
+
+    def render(self, problem: Problem, template: str, drafts: Sequence[str]) -> list[Message]:
+        """The chat messages of a template of the task's prompts."""
+        return self._prompts.render(problem, template, drafts)
+
+    async def score(self, problem: Problem, text: str) -> Mapping[str, float]:
+        """Accuracy: 1.0 where the text's final answer equals the reference, else 0.0."""
+        if problem.reference is None:
+            return {}
+        return {"accuracy": float(await self._judge.correct(str(problem.reference), text))}
+
+    def final_answer(self, text: str) -> str | None:
+        """The stated final answer, without differences of case, spacing and number format."""
+        answer = final_answer(text)
+        return None if answer is None else normalise(answer)
+
+    async def close(self) -> None:
+        """Stop the judge."""
+        await self._judge.close()
+
+    def _where(self) -> str:
+        return self._path or str((self._hub or {}).get("path"))
+
+    def _problem(self, number: int, row: Row) -> Problem:
+        fields = self._fields
+        identifier = row.get(str(fields["id"]), number)
+        prompt = row.get(str(fields["prompt"]))
+        reference = row.get(str(fields["reference"]))
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise BadInput(
+                f"{self._where()}, row {number + 1}: no text in field {fields['prompt']!r}; it has "
+                f"{', '.join(map(repr, row)) or 'none'}. Name the fields with task.fields.prompt=<field>"
+            )
+        if self._pattern is not None and reference is not None:
+            match = self._pattern.search(str(reference))
+            if match is None:
+                raise BadInput(
+                    f"{self._where()}, row {number + 1}: {fields['reference']!r} does not match "
+                    f"task.reference_pattern={self._pattern.pattern!r}"
+                )
+            reference = match[1].strip()
+        used = set(fields.values())
+        meta = {key: value for key, value in row.items() if key not in used}
+        return Problem(str(identifier), prompt, reference, meta)

@@ -1,0 +1,210 @@
+"""One search on one problem: the requests of a method become draws, and draws scored replies."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from toa_exp.aio import gather_all
+from toa_exp.core import Problem, Reply, Request, Search
+from toa_exp.cost import Accountant, Cost
+from toa_exp.draws import Draw, Message, canonical, digest, draw_key
+from toa_exp.errors import MethodError
+from toa_exp.sampler import Sampler
+from toa_exp.tasks.base import Task
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One sample of a trajectory; `parents` are indices of earlier steps."""
+
+    reply: Reply
+    parents: tuple[int, ...]
+    key: bytes
+    cost: Cost
+
+    def record(self) -> dict[str, Any]:
+        """The step as it is written to trajectories.jsonl."""
+        reply = self.reply
+        return {
+            "agent": reply.request.agent,
+            "template": reply.request.template,
+            "parents": list(self.parents),
+            "reward": reply.reward if reply.failure is None else None,
+            "prompt_tokens": reply.usage.prompt_tokens,
+            "completion_tokens": reply.usage.completion_tokens,
+            "flops": self.cost.flops,
+            "failure": reply.failure,
+            "draw": self.key.hex(),
+        }
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """The steps of a search in the order asked for; `complete` where it made its whole budget."""
+
+    steps: list[Step] = field(default_factory=list)
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """A limit in a unit of `Cost.spent`: the search stops once it spent more."""
+
+    unit: str
+    limit: float
+
+
+class Player:
+    """Plays searches: renders requests, gives samples their identity, scores them.
+
+    `method` is called with problem, agents, budget and rng. `agents` are names in the order that
+    methods see.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        method: Callable[[Problem, Sequence[str], int, Random], Search],
+        agents: Sequence[str],
+        sampler: Sampler,
+        accountant: Accountant,
+        seed: int,
+    ) -> None:
+        self._task = task
+        self._method = method
+        self._agents = tuple(agents)
+        self._sampler = sampler
+        self._accountant = accountant
+        self._seed = seed
+
+    async def play(self, problem: Problem, budget: int, allowance: Allowance | None = None) -> Trajectory:
+        """The trajectory of the method at this budget, which an allowance may cut short.
+
+        Raises MethodError where the method breaks its contract, and Unavailable where a sample or
+        score could not be had.
+        """
+        # Neither method nor budget is in the seed: a shorter run of an anytime method is a prefix.
+        rng = Random(f"{self._seed}/{problem.id}")
+        search = self._method(problem, self._agents, budget, rng)
+        game = _Game(self, problem)
+        trajectory = game.trajectory
+        replies: list[Reply] | None = None
+        while True:
+            try:
+                requests = next(search) if replies is None else search.send(replies)
+            except StopIteration:
+                break
+            self._check(requests, len(trajectory.steps), budget)
+            first = len(trajectory.steps)
+            if not await game.answer(requests, allowance):
+                search.close()
+                return trajectory
+            replies = [step.reply for step in trajectory.steps[first:]]
+        if len(trajectory.steps) != budget:
+            raise MethodError(f"the method asked for {len(trajectory.steps)} samples of a budget of {budget}")
+        trajectory.complete = True
+        return trajectory
+
+    def _check(self, requests: list[Request], asked: int, budget: int) -> None:
+        if not requests:
+            raise MethodError("the method yielded no request; it must return when it is done")
+        if asked + len(requests) > budget:
+            raise MethodError(f"the method asked for {asked + len(requests)} samples of a budget of {budget}")
+        for request in requests:
+            if request.agent not in self._agents:
+                raise MethodError(
+                    f"the method asked agent {request.agent!r}; the ensemble has {', '.join(self._agents)}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Rendered messages, their digest, and the steps that they were rendered from."""
+
+    messages: list[Message]
+    digest: bytes
+    parents: tuple[int, ...]
+
+
+class _Game:
+    """The state of one search under way."""
+
+    def __init__(self, player: Player, problem: Problem) -> None:
+        self.trajectory = Trajectory()
+        self._player = player
+        self._problem = problem
+        self._index: dict[int, int] = {}  # id of a reply -> its step; the steps keep replies alive
+        self._prompts: dict[tuple[str, tuple[int, ...]], _Prompt] = {}
+        self._asked: Counter[tuple[bytes, bytes]] = Counter()
+        self._spent = Cost()
+
+    async def answer(self, requests: list[Request], allowance: Allowance | None) -> bool:
+        """Append the steps of a batch; False where the allowance ran out."""
+        for chunk in self._chunks(requests, allowance):
+            for step in await gather_all([self._step(*self._draw(request)) for request in chunk]):
+                self._append(step)
+            if allowance is not None and self._spent.spent(allowance.unit) > allowance.limit:
+                return False
+        return True
+
+    def _chunks(self, requests: list[Request], allowance: Allowance | None) -> Iterator[list[Request]]:
+        """The batch at once, or under an allowance as much at a time as it will probably pay for."""
+        start = 0
+        while start < len(requests):
+            size = len(requests)
+            if allowance is not None:
+                spent = self._spent.spent(allowance.unit)
+                done = len(self.trajectory.steps)
+                size = max(1, int((allowance.limit - spent) * done / spent)) if spent else 1
+            yield requests[start : start + size]
+            start += size
+
+    def _append(self, step: Step) -> None:
+        self._index[id(step.reply)] = len(self.trajectory.steps)
+        self.trajectory.steps.append(step)
+        self._spent.add(step.cost)
+
+    def _draw(self, request: Request) -> tuple[Draw, _Prompt]:
+        """Give a request its identity."""
+        player, problem = self._player, self._problem
+        prompt = self._prompt(request)
+        agent = player._sampler.agent_digests[request.agent]
+        occurrence = self._asked[agent, prompt.digest]
+        self._asked[agent, prompt.digest] += 1
+        seed = player._seed
+        key = draw_key(problem.id, agent, prompt.digest, occurrence, seed)
+        draw = Draw(key, problem, request, prompt.messages, agent, prompt.digest, occurrence, seed)
+        return draw, prompt
+
+    def _prompt(self, request: Request) -> _Prompt:
+        try:
+            parents = tuple(self._index[id(parent)] for parent in request.parents)
+        except KeyError:
+            raise MethodError("the method gave a parent that is no reply of this search") from None
+        prompt = self._prompts.get((request.template, parents))
+        if prompt is None:
+            for parent in request.parents:
+                if parent.failure is not None:
+                    raise MethodError(f"the method gave a failed reply ({parent.failure}) as a parent")
+            drafts = [parent.text for parent in request.parents]
+            messages = self._player._task.render(self._problem, request.template, drafts)
+            prompt = _Prompt(messages, digest(canonical(messages)), parents)
+            self._prompts[request.template, parents] = prompt
+        return prompt
+
+    async def _step(self, draw: Draw, prompt: _Prompt) -> Step:
+        sampler = self._player._sampler
+        sample = await sampler.sample(draw)
+        score = None
+        if sample.failure is None:
+            score = await sampler.score(self._problem, sample.text)
+        reward = -math.inf if score is None else score.reward
+        reply = Reply(draw.request, sample.text, reward, sample.usage, sample.failure)
+        scored = 0 if score is None else score.tokens
+        cost = self._player._accountant(draw.request.agent, sample.usage, sample.seconds, scored)
+        return Step(reply, prompt.parents, draw.key, cost)
+
