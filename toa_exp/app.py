@@ -1,0 +1,137 @@
+"""Runs a command as a Hydra app over conf/, with errors that say what was allowed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from toa_exp import labels
+from toa_exp.cli import CONF
+from toa_exp.errors import BadInput, ToaError, choose
+
+_FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
+                     "--package", "-p"}  # fmt: skip
+_KEY = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'")
+
+
+class _Reported(Exception):
+    """A job failed and said why."""
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__(exit_status)
+        self.exit_status = exit_status
+
+
+def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str], command: str) -> int:
+    """Compose `config` with the overrides in `arguments` and call `task`, once for each job of -m.
+
+    Returns the exit status. Raises BadInput, with what was allowed, for overrides that do not fit.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # so that methods of one's own package are found
+    labels.register()
+    overrides = [argument for argument in _overrides(arguments)]
+    for override in overrides:
+        if override.key_or_group == "experiment":
+            _name_experiments(override, arguments)
+    sys.argv = [f"toa-exp {command}", *_rewritten(arguments, overrides)]
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            task(cfg)
+        except ToaError as error:  # said at once: the other jobs of a sweep still run
+            print(f"toa-exp {command}: {error}", file=sys.stderr)
+            raise _Reported(error.exit_status) from error
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(job)()
+    except _Reported as reported:
+        return reported.exit_status
+    except ConfigCompositionException as error:
+        raise BadInput(_allowed(error, config, overrides)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(str(error).strip()) from error
+    return 0
+
+
+def _overrides(arguments: list[str]) -> list[Override]:
+    """The arguments that are overrides, parsed."""
+    texts = []
+    skip = False
+    for argument in arguments:
+        if skip or argument.startswith("-"):
+            skip = argument in _FLAGS_WITH_VALUE
+        else:
+            texts.append(argument)
+    try:
+        return OverridesParser.create().parse_overrides(texts)
+    except HydraException as error:
+        raise BadInput(f"{error}\nAn override reads group=choice or key=value; see --help") from error
+
+
+def _name_experiments(override: Override, arguments: list[str]) -> None:
+    """Let experiment=<any name> be a choice: where no YAML has the name it is a name and no more."""
+    value = override.value()
+    names = [str(choice) for choice in override.sweep_iterator()] if override.is_sweep_override() else [value]
+    folders = [CONF]
+    for flag in ("--config-dir", "-cd"):
+        folders += [Path(a) for f, a in zip(arguments, arguments[1:], strict=False) if f == flag]
+    for name in names:
+        if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", str(name)):
+            raise BadInput(f"experiment={name}: a name has letters, digits and . _ + - only")
+        if not any((folder / "experiment" / f"{name}.yaml").is_file() for folder in folders):
+            ConfigStore.instance().store(group="experiment", name=str(name), node={})
+
+
+def _rewritten(arguments: list[str], overrides: list[Override]) -> list[str]:
+    """The arguments as Hydra needs them.
+
+    A mapping given for ensemble.agents replaces the agents (Hydra would merge the two), and the
+    keys of a sweep that would share a run folder are named in sweep_keys.
+    """
+    result = []
+    for argument in arguments:
+        if argument.startswith("ensemble.agents={"):
+            result += ["~ensemble.agents", f"+{argument}"]
+        else:
+            result.append(argument)
+    swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
+    further = [key for key in swept if not labels.in_folder_name(key)]
+    return [*result, f"sweep_keys=[{','.join(further)}]"] if further else result
+
+
+def _allowed(error: ConfigCompositionException, config: str, overrides: list[Override]) -> str:
+    """The message for an override of a key that does not exist, with the keys that do."""
+    text = str(error)
+    if error.__cause__ is not None:
+        text += f"\n{error.__cause__}"
+    match = _KEY.search(text)
+    if match is None:
+        return text
+    key = match[1].split("@")[0]
+    parent, _, name = key.rpartition(".")
+    others = [o.input_line for o in overrides if o.key_or_group != key and not o.is_sweep_override()]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            composed = hydra.compose(config, [o for o in others if o is not None])
+        except (HydraException, OmegaConfBaseException):
+            return text
+    node = OmegaConf.select(composed, parent, throw_on_missing=False) if parent else composed
+    if not isinstance(node, DictConfig):
+        return text
+    what = f"field of {parent}:" if parent else "group or key"
+    return str(choose(what, name, [str(k) for k in node if not str(k).startswith("_") or k == "_target_"]))

@@ -1,0 +1,90 @@
+"""The console command: finds the app of a command and answers --help without loading anything heavy."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+from toa_exp.errors import BadInput, ToaError, choose
+
+CONF = Path(__file__).parent / "conf"
+_COMMANDS = Path(__file__).parent / "commands"
+_HELP = {"-h", "--help"}
+
+
+def main() -> None:
+    """Run `toa-exp <command> [overrides]`; exit status 0 done, 1 failed (resumable), 2 bad input."""
+    arguments = sys.argv[1:]
+    try:
+        sys.exit(_dispatch(arguments))
+    except ToaError as error:
+        print(f"toa-exp: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("toa-exp: stopped; the same command goes on where this one ended", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `toa-exp ... | head`: whoever read has had enough
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    commands = sorted(path.stem for path in _COMMANDS.glob("[a-z]*.py"))
+    if not arguments or arguments[0] in _HELP:
+        print(_overview(commands))
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in commands:
+        raise choose("command", command, commands)
+    if _HELP & set(rest):
+        print(_help(command))
+        return 0
+    app = importlib.import_module(f"toa_exp.commands.{command}")
+    status: int = app.main(rest)
+    return status
+
+
+def _description(command: str) -> str:
+    """The docstring of a command's module, read without importing it."""
+    source = (_COMMANDS / f"{command}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
+
+
+def _overview(commands: list[str]) -> str:
+    lines = [f"  {command:10} {_description(command).splitlines()[0]}" for command in commands]
+    return "\n".join(
+        ["Usage: toa-exp <command> [overrides]", "", *lines, "", "toa-exp <command> --help says more."]
+    )
+
+
+def _help(command: str) -> str:
+    """What a command does, its own configuration with comments, and the groups it composes."""
+    name = "config" if command == "run" else command
+    path = CONF / f"{name}.yaml"
+    if not path.is_file():
+        raise BadInput(f"the command {command!r} has no configuration {path.name}")
+    text = path.read_text(encoding="utf-8").split("\nhydra:")[0].strip()
+    parts = [f"toa-exp {command}: {_description(command)}"]
+    groups = [group for group in group_choices() if f"- {group}:" in text]
+    if groups:
+        parts.append("Groups and their choices (group=choice; a field of one is group.field=value):")
+        choices = group_choices()
+        parts.append("\n".join(f"  {group:10} {', '.join(choices[group])}" for group in groups))
+    parts.append(f"Configuration, from conf/{path.name}:")
+    parts.append("\n".join(f"  {line}" for line in text.splitlines()))
+    parts.append(
+        "Flags: -m runs every combination of comma-separated values, --cfg job prints the configuration,\n"
+        "--config-dir <folder> adds YAMLs of your own."
+    )
+    return "\n\n".join(parts)
+
+
+def group_choices() -> dict[str, list[str]]:
+    """The configuration groups, each with its choices."""
+    return {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir() and folder.name != "hydra"
+    }

@@ -1,0 +1,1 @@
+"""The commands: one app a file, over the YAMLs in conf/."""

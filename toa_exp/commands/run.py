@@ -1,0 +1,118 @@
+"""Run a method on a task at one budget or several and write its scaling curve.
+
+Rerunning the same command goes on where it ended: what the store holds is not drawn again. Results
+are in results/<experiment>/<task>/<ensemble>/<method>/seed=<n>/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from toa_exp import records
+from toa_exp.app import launch
+from toa_exp.curves import Curve, write_curve
+from toa_exp.errors import Incomplete
+from toa_exp.job import Job, assemble
+from toa_exp.labels import labels
+from toa_exp.progress import Progress
+from toa_exp.runner import Outcome
+from toa_exp.sampler import Counts
+from toa_exp.store import Store
+from toa_exp.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """The command's exit status."""
+    return launch(_run, "config", arguments, "run")
+
+
+def _run(config: DictConfig) -> None:
+    """Run one configuration and write its run folder.
+
+    Raises Incomplete where problems have no answer, after everything else has been written.
+    """
+    hydra = HydraConfig.get()
+    names = labels(config, hydra)
+    folder = Path(hydra.runtime.output_dir)
+    job = assemble(config, list(hydra.overrides.task))
+    record = records.record(config, hydra.runtime.choices, names)
+    records.write(folder / "config.yaml", record)
+    with Tracker(record, folder) as tracker:
+        watch = asyncio.run(_carry_out(job, folder, names))
+        rows = watch.curve.rows()
+        write_curve(folder / "curve.csv", rows)
+        tracker.finish(rows)
+    print(records.table(rows, record, folder))
+    log.info("done: %s", watch.counts)
+    if watch.reasons:
+        raise _incomplete(watch.reasons, job.problems)
+
+
+class _Watch:
+    """Observes a run: fills the curve, moves the bar, keeps which problems have no answer and why."""
+
+    def __init__(self, curve: Curve, progress: Progress, counts: Counts) -> None:
+        self.curve = curve
+        self.counts = counts
+        self.reasons: dict[str, str] = {}
+        self._progress = progress
+
+    def outcomes(self, outcomes: list[Outcome]) -> None:
+        """A problem is done."""
+        for outcome in outcomes:
+            self.curve.add(outcome)
+            if outcome.answer is None:
+                self._give_up(outcome.problem, _why(outcome))
+        self._progress.advance()
+
+    def parked(self, problem: str, reason: str) -> None:
+        """A problem could not be finished."""
+        self.curve.park()
+        self._give_up(problem, reason)
+        self._progress.advance()
+
+    def _give_up(self, problem: str, reason: str) -> None:
+        if problem not in self.reasons:
+            log.warning("problem %s has no answer: %s", problem, reason)
+        self.reasons.setdefault(problem, reason)
+
+
+def _why(outcome: Outcome) -> str:
+    if not outcome.steps:
+        return f"a budget of {outcome.budget:g} does not pay for one sample"
+    kinds = sorted({str(step.reply.failure) for step in outcome.steps})
+    return f"at budget {outcome.budget:g} every sample failed ({', '.join(kinds)})"
+
+
+async def _carry_out(job: Job, folder: Path, names: Mapping[str, str]) -> _Watch:
+    store = Store(job.store)
+    try:
+        sampler = job.sampler(store)
+        label = f"{names['task']} {names['method']} {names['seed']}"
+        progress = Progress(job.problems, label, sampler.counts)
+        watch = _Watch(Curve(names["method"], job.budgets.values), progress, sampler.counts)
+        try:
+            await job.runner(sampler).run(folder / "trajectories.jsonl", watch)
+        finally:
+            progress.close()
+    finally:
+        await job.close()
+        store.close()
+    return watch
+
+
+def _incomplete(reasons: Mapping[str, str], problems: int) -> Incomplete:
+    some = [f"\n  {problem}: {reason}" for problem, reason in list(reasons.items())[:5]]
+    more = f"\n  and {len(reasons) - 5} more, in run.log" if len(reasons) > 5 else ""
+    return Incomplete(
+        f"{len(reasons)} of {problems} problems have no answer:{''.join(some)}{more}\n"
+        f"All else is stored; once the cause is mended the same command goes on from there."
+    )

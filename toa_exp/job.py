@@ -1,0 +1,107 @@
+"""A configuration, built: task, agents, engine, reward, method, budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from toa_exp.budgets import Budgets
+from toa_exp.build import build, build_function
+from toa_exp.core import Search
+from toa_exp.cost import Accountant
+from toa_exp.engines.base import Engine
+from toa_exp.ensemble import agents_of
+from toa_exp.errors import BadInput
+from toa_exp.rewards.base import Reward
+from toa_exp.runner import Runner, Selection
+from toa_exp.sampler import Sampler
+from toa_exp.store import Store
+from toa_exp.tasks.base import Task
+from toa_exp.trajectory import Player
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that a configuration describes; `problems` is their number."""
+
+    task: Task
+    engine: Engine
+    reward: Reward
+    method: partial[Search]
+    selection: Selection
+    budgets: Budgets
+    accountant: Accountant
+    store: str
+    problems: int
+    config: DictConfig
+
+    def runner(self, sampler: Sampler) -> Runner:
+        """The runner of this job over a sampler of its own."""
+        config = self.config
+        agents = list(self.engine.agents)
+        player = Player(self.task, self.method, agents, sampler, self.accountant, config.seed)
+        return Runner(
+            self.task,
+            player,
+            self.budgets,
+            self.selection,
+            anytime=getattr(self.method.func, "anytime", False),
+            concurrency=config.concurrency,
+        )
+
+    def sampler(self, store: Store) -> Sampler:
+        """The sampler of this job over an open store."""
+        config = self.config
+        return Sampler(self.engine, self.reward, store, retries=config.retries, backoff=config.backoff)
+
+    async def close(self) -> None:
+        """Free what the parts hold."""
+        for part in (self.engine, self.reward, self.task):
+            await part.close()
+
+
+def assemble(config: DictConfig, overrides: list[str]) -> Job:
+    """Build what `config` describes; `overrides` are those of the command line. Raises BadInput."""
+    _check_numbers(config)
+    task: Task = build(config.task, "task")
+    agents = agents_of(_plain(config.ensemble))
+    budgets = Budgets.of(**_plain(config.budget))
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    inherited = {key for key in config.method if f"method.{key}" not in given}
+    # A method given by _target_ alone still has the fields of the YAML that it replaces.
+    method = build_function(config.method, "method", inherited if "method._target_" in given else set())
+    reward: Reward = build(config.reward, "reward", task=task)
+    return Job(
+        task=task,
+        engine=build(config.engine, "engine", agents=agents),
+        reward=reward,
+        method=method,
+        selection=build_function(config.selection, "selection", set()),
+        budgets=budgets,
+        accountant=Accountant(
+            {name: agent.shape() for name, agent in agents.items()},
+            {name: agent.price for name, agent in agents.items()},
+            reward.shape,
+            config.flops,
+        ),
+        store=config.store.path,
+        problems=task.count(),
+        config=config,
+    )
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dictionaries and lists, interpolations resolved."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _check_numbers(config: DictConfig) -> None:
+    least = {"concurrency": 1, "retries": 0, "backoff": 0, "seed": 0}
+    for key, low in least.items():
+        if not isinstance(config[key], int | float) or config[key] < low:
+            raise BadInput(f"{key}={config[key]}: give a number, {low} or more")

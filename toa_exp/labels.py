@@ -1,0 +1,67 @@
+"""What a run is called: experiment/task/ensemble/method/seed, the parts of its folder.
+
+A name is the choice of its group. Overrides that make it something else are part of it: parameters
+of the method (`toa,alpha=0.1`), agents given in place of the ensemble's (`tiny+small`), and the
+further keys of a sweep (`toa,selection=last`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+PARTS = ["experiment", "task", "ensemble", "method", "seed"]
+_OVERRIDE = re.compile(r"^[+~]*([\w./@-]+)=?(.*)$", re.S)
+_UNSAFE = re.compile(r"[^\w.+=,\[\]-]+")
+
+
+def register() -> None:
+    """Make the folder of a run available to the configuration as ${run_folder:}."""
+    OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("run_label", _run_label, replace=True)
+
+
+def in_folder_name(key: str) -> bool:
+    """Whether the values of a key already tell run folders apart."""
+    return key in PARTS or key.startswith("method.") or key == "ensemble.agents"
+
+
+def labels(config: DictConfig, hydra: DictConfig) -> dict[str, str]:
+    """The names of a run by part; `hydra` is the node of Hydra's own configuration."""
+    choices = hydra.runtime.choices
+    given = _given(hydra.overrides.task)
+    method = str(choices.method)
+    if "method._target_" in given:
+        method = given["method._target_"].rpartition(".")[2]
+    marks = {
+        key.removeprefix("method."): value
+        for key, value in given.items()
+        if (key.startswith("method.") and not key.startswith("method._")) or key in config.sweep_keys
+    }
+    replaced = "ensemble.agents" in given
+    return {
+        "experiment": str(choices.experiment),
+        "task": str(choices.task),
+        "ensemble": "+".join(config.ensemble.agents) if replaced else str(choices.ensemble),
+        "method": _UNSAFE.sub("_", ",".join([method, *(f"{key}={value}" for key, value in marks.items())])),
+        "seed": f"seed={config.seed}",
+    }
+
+
+def _given(overrides: list[str]) -> Mapping[str, str]:
+    matches = [_OVERRIDE.match(override) for override in overrides]
+    return {match[1]: match[2] for match in matches if match is not None}
+
+
+def _run_folder(form: str = "", *, _root_: Any) -> str:
+    """The run folder: whole, or below that of the sweep (`${run_folder:sweep}`)."""
+    names = labels(_root_, _root_.hydra)
+    parts = [names[part] for part in PARTS]
+    return "/".join(parts[1:] if form == "sweep" else [str(_root_.results), *parts])
+
+
+def _run_label(part: str, *, _root_: Any) -> str:
+    return labels(_root_, _root_.hydra)[part]
