@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -60,8 +60,13 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(job)()
     except _Reported as reported:
         return reported.exit_status
+    except MissingConfigException as error:
+        if error.options is None:
+            raise BadInput(str(error)) from error
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        raise choose(f"choice of {group}:", choice, list(error.options)) from error
     except ConfigCompositionException as error:
-        raise BadInput(_allowed(error, config, overrides)) from error
+        raise BadInput(_allowed(error, config, overrides, _config_dirs(arguments))) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(str(error).strip()) from error
     return 0
@@ -86,14 +91,18 @@ def _name_experiments(override: Override, arguments: list[str]) -> None:
     """Let experiment=<any name> be a choice: where no YAML has the name it is a name and no more."""
     value = override.value()
     names = [str(choice) for choice in override.sweep_iterator()] if override.is_sweep_override() else [value]
-    folders = [CONF]
-    for flag in ("--config-dir", "-cd"):
-        folders += [Path(a) for f, a in zip(arguments, arguments[1:], strict=False) if f == flag]
+    folders = [CONF, *_config_dirs(arguments)]
     for name in names:
         if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", str(name)):
             raise BadInput(f"experiment={name}: a name has letters, digits and . _ + - only")
         if not any((folder / "experiment" / f"{name}.yaml").is_file() for folder in folders):
             ConfigStore.instance().store(group="experiment", name=str(name), node={})
+
+
+def _config_dirs(arguments: list[str]) -> list[Path]:
+    """The folders given by --config-dir."""
+    pairs = zip(arguments, arguments[1:], strict=False)
+    return [Path(value).resolve() for flag, value in pairs if flag in ("--config-dir", "-cd")]
 
 
 def _rewritten(arguments: list[str], overrides: list[Override]) -> list[str]:
@@ -113,7 +122,9 @@ def _rewritten(arguments: list[str], overrides: list[Override]) -> list[str]:
     return [*result, f"sweep_keys=[{','.join(further)}]"] if further else result
 
 
-def _allowed(error: ConfigCompositionException, config: str, overrides: list[Override]) -> str:
+def _allowed(
+    error: ConfigCompositionException, config: str, overrides: list[Override], folders: list[Path]
+) -> str:
     """The message for an override of a key that does not exist, with the keys that do."""
     text = str(error)
     if error.__cause__ is not None:
@@ -123,11 +134,16 @@ def _allowed(error: ConfigCompositionException, config: str, overrides: list[Ove
         return text
     key = match[1].split("@")[0]
     parent, _, name = key.rpartition(".")
-    others = [o.input_line for o in overrides if o.key_or_group != key and not o.is_sweep_override()]
+    others = [
+        override.input_line
+        for override in overrides
+        if override.key_or_group != key and not override.is_sweep_override() and override.input_line
+    ]
+    others.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            composed = hydra.compose(config, [o for o in others if o is not None])
+            composed = hydra.compose(config, others)
         except (HydraException, OmegaConfBaseException):
             return text
     node = OmegaConf.select(composed, parent, throw_on_missing=False) if parent else composed

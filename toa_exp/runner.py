@@ -112,7 +112,8 @@ class Runner:
                             observer.outcomes(result)
         except BaseExceptionGroup as group_of_errors:
             raise group_of_errors.exceptions[0] from None
-        partial.replace(path)
+        if partial.stat().st_size:  # where nothing came of it, earlier results stay
+            partial.replace(path)
         return parked
 
     async def _open_problems(self, group: asyncio.TaskGroup, queue: _Queue) -> None:

@@ -8,16 +8,17 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from random import Random
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from toa_exp.core import Problem
-from toa_exp.draws import Draw, Sample, Score, score_key
+from toa_exp.draws import Draw, Sample, Score, ScoreKey, score_key
 from toa_exp.engines.base import Engine
 from toa_exp.errors import Permanent, Unavailable
 from toa_exp.rewards.base import Reward
 from toa_exp.store import Store
 
 log = logging.getLogger(__name__)
+Given = ParamSpec("Given")
 Value = TypeVar("Value")
 
 
@@ -54,13 +55,14 @@ class Sampler:
         self._retries = retries
         self._backoff = backoff
         self._jitter = Random(0)  # spreads retries over time; no result depends on it
-        self._under_way: dict[bytes, asyncio.Future[Sample] | asyncio.Future[Score]] = {}
+        self._samples: dict[bytes, asyncio.Future[Sample]] = {}
+        self._scores: dict[bytes, asyncio.Future[Score]] = {}
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw. Raises Unavailable where the engine had none after all retries."""
-        sample = await self._store.get_draw(draw.key)
+        sample = await self._store.get_draw(draw)
         if sample is None:
-            sample = await self._once(draw.key, lambda: self._draw(draw))
+            sample = await self._once(self._samples, draw.key, self._draw, draw)
         counts = self.counts
         counts.samples += 1
         counts.tokens += sample.usage.prompt_tokens + sample.usage.completion_tokens
@@ -70,22 +72,13 @@ class Sampler:
     async def score(self, problem: Problem, text: str) -> Score:
         """The score of a text. Raises Unavailable where the reward had none after all retries."""
         key = score_key(self._reward_digest, problem, text)
-        score = await self._store.get_score(key.digest)
-        if score is not None:
-            return score
-
-        async def make() -> Score:
-            made = await self._patiently(lambda: self._reward.score(problem, text), "the reward")
-            if not math.isfinite(made.reward):
-                raise Permanent(f"the reward gave {made.reward} for an answer to problem {problem.id!r}")
-            self.counts.scored += 1
-            return await self._store.put_score(key, made)
-
-        return await self._once(key.digest, make)
+        score = await self._store.get_score(key)
+        if score is None:
+            score = await self._once(self._scores, key.digest, self._score, problem, text, key)
+        return score
 
     async def _draw(self, draw: Draw) -> Sample:
-        agent = draw.request.agent
-        sample = await self._patiently(lambda: self._engine.sample(draw), f"agent {agent!r}")
+        sample = await self._patiently(self._engine.sample, draw)
         self.counts.drawn += 1
         try:
             sample.text.encode()
@@ -93,31 +86,47 @@ class Sampler:
             sample = replace(sample, text=sample.text.encode("utf-8", "replace").decode())
         return await self._store.put_draw(draw, sample)
 
-    async def _once(self, key: bytes, make: Callable[[], Awaitable[Value]]) -> Value:
+    async def _score(self, problem: Problem, text: str, key: ScoreKey) -> Score:
+        score = await self._patiently(self._reward.score, problem, text)
+        self.counts.scored += 1
+        if not math.isfinite(score.reward):
+            raise Permanent(f"the reward gave {score.reward} for an answer to problem {problem.id!r}")
+        return await self._store.put_score(key, score)
+
+    async def _once(
+        self,
+        under_way: dict[bytes, asyncio.Future[Value]],
+        key: bytes,
+        make: Callable[Given, Awaitable[Value]],
+        *given: Given.args,
+        **named: Given.kwargs,
+    ) -> Value:
         """What `make` gives; whoever asks for the same key meanwhile is given the same."""
-        under_way: dict[bytes, asyncio.Future[Value]] = self._under_way  # type: ignore[assignment]
-        if key in under_way:
-            return await asyncio.shield(under_way[key])
+        future = under_way.get(key)
+        if future is not None:
+            return await asyncio.shield(future)
         future = under_way[key] = asyncio.get_running_loop().create_future()
         try:
-            value = await make()
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                future.cancel()
-            else:
-                future.set_exception(error)
-                future.exception()  # seen: nobody else may be waiting for it
+            value = await make(*given, **named)
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        except Exception as error:
+            future.set_exception(error)
+            future.exception()  # seen: nobody else may be waiting for it
             raise
         finally:
             del under_way[key]
         future.set_result(value)
         return value
 
-    async def _patiently(self, ask: Callable[[], Awaitable[Value]], whom: str) -> Value:
+    async def _patiently(
+        self, ask: Callable[Given, Awaitable[Value]], *given: Given.args, **named: Given.kwargs
+    ) -> Value:
         """The answer of `ask`, tried again after Unavailable."""
         for attempt in range(self._retries + 1):
             try:
-                return await ask()
+                return await ask(*given, **named)
             except Permanent:
                 raise
             except Unavailable as error:
@@ -125,6 +134,6 @@ class Sampler:
                     raise
                 wait = min(60.0, self._backoff * 2**attempt) * (0.5 + self._jitter.random())
                 self.counts.retries += 1
-                log.warning("%s: %s; trying again in %.1f s", whom, error, wait)
+                log.warning("%s; trying again in %.1f s", error, wait)
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")

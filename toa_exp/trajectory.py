@@ -13,7 +13,7 @@ from toa_exp.aio import gather_all
 from toa_exp.core import Problem, Reply, Request, Search
 from toa_exp.cost import Accountant, Cost
 from toa_exp.draws import Draw, Message, canonical, digest, draw_key
-from toa_exp.errors import MethodError
+from toa_exp.errors import BadInput, MethodError
 from toa_exp.sampler import Sampler
 from toa_exp.tasks.base import Task
 
@@ -98,6 +98,8 @@ class Player:
                 requests = next(search) if replies is None else search.send(replies)
             except StopIteration:
                 break
+            except ValueError as error:
+                raise BadInput(f"the method cannot be run so: {error}") from error
             self._check(requests, len(trajectory.steps), budget)
             first = len(trajectory.steps)
             if not await game.answer(requests, allowance):
@@ -145,7 +147,8 @@ class _Game:
     async def answer(self, requests: list[Request], allowance: Allowance | None) -> bool:
         """Append the steps of a batch; False where the allowance ran out."""
         for chunk in self._chunks(requests, allowance):
-            for step in await gather_all([self._step(*self._draw(request)) for request in chunk]):
+            runs = [self._step(*self._draw(request)) for request in chunk]
+            for step in [await runs[0]] if len(runs) == 1 else await gather_all(runs):
                 self._append(step)
             if allowance is not None and self._spent.spent(allowance.unit) > allowance.limit:
                 return False
@@ -153,13 +156,14 @@ class _Game:
 
     def _chunks(self, requests: list[Request], allowance: Allowance | None) -> Iterator[list[Request]]:
         """The batch at once, or under an allowance as much at a time as it will probably pay for."""
+        if allowance is None:
+            yield requests
+            return
         start = 0
         while start < len(requests):
-            size = len(requests)
-            if allowance is not None:
-                spent = self._spent.spent(allowance.unit)
-                done = len(self.trajectory.steps)
-                size = max(1, int((allowance.limit - spent) * done / spent)) if spent else 1
+            spent = self._spent.spent(allowance.unit)
+            done = len(self.trajectory.steps)
+            size = max(1, int((allowance.limit - spent) * done / spent)) if spent else 1
             yield requests[start : start + size]
             start += size
 

@@ -45,12 +45,14 @@ def _run(config: DictConfig) -> None:
     job = assemble(config, list(hydra.overrides.task))
     record = records.record(config, hydra.runtime.choices, names)
     records.write(folder / "config.yaml", record)
-    with Tracker(record, folder) as tracker:
+    with Tracker(config.tracking, folder, record) as tracker:
         watch = asyncio.run(_carry_out(job, folder, names))
         rows = watch.curve.rows()
-        write_curve(folder / "curve.csv", rows)
-        tracker.finish(rows)
-    print(records.table(rows, record, folder))
+        if any(row["problems"] for row in rows):
+            write_curve(folder / "curve.csv", rows)
+            tracker.curve(rows)
+            tracker.outputs()
+            print(records.table(rows, record, folder))
     log.info("done: %s", watch.counts)
     if watch.reasons:
         raise _incomplete(watch.reasons, job.problems)

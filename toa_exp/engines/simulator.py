@@ -61,13 +61,15 @@ class Simulator:
 
     def __init__(self, agents: Mapping[str, Agent]) -> None:
         self.agents = agents
+        self._noise = Random()  # seeded anew for every draw
         self._profiles = {name: _profile(agent) for name, agent in agents.items()}
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw, the same whenever and wherever it is drawn."""
         agent = draw.request.agent
         profile = self._profiles[agent]
-        noise = Random(draw.sampling_seed)
+        noise = self._noise
+        noise.seed(draw.sampling_seed)
         prompt_tokens = sum(len(m["content"]) for m in draw.messages) // _CHARACTERS_PER_TOKEN + 1
         if profile.failure_rate and noise.random() < profile.failure_rate:
             usage = Usage(prompt_tokens, 0)

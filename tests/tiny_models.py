@@ -1,0 +1,78 @@
+"""Tiny random Llama folders with a character tokenizer, built in code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?+-*/=()\n"
+SPECIAL = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<end>"]
+PAD, EOS = 0, 1
+VOCABULARY = len(SPECIAL) + len(CHARACTERS)
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def character_tokenizer(*, chat: bool = True, padding_side: str = "left") -> PreTrainedTokenizerFast:
+    """One token a character, with the chat markers as special tokens."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side=padding_side,
+        chat_template=TEMPLATE if chat else None,
+    )
+
+
+def tiny_config(**changes: Any) -> LlamaConfig:
+    """A Llama of some ten thousand parameters with a window of 256 tokens."""
+    fields = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.3,
+        "pad_token_id": PAD,
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+    }
+    return LlamaConfig(**(fields | changes))
+
+
+def causal_model(folder: Path, *, chat: bool = True, seed: int = 0, **changes: Any) -> Path:
+    """A folder with a random language model and its tokenizer."""
+    torch.manual_seed(seed)
+    LlamaForCausalLM(tiny_config(**changes)).save_pretrained(folder)
+    character_tokenizer(chat=chat).save_pretrained(folder)
+    return folder
+
+
+def classifier_model(
+    folder: Path, *, labels: int = 1, padding_side: str = "right", seed: int = 0, **changes: Any
+) -> Path:
+    """A folder with a random sequence classifier and its tokenizer."""
+    torch.manual_seed(seed)
+    config = tiny_config(num_labels=labels, **changes)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    character_tokenizer(padding_side=padding_side).save_pretrained(folder)
+    return folder

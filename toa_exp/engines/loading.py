@@ -1,0 +1,157 @@
+"""Models and tokenizers from a folder or the hub, for all that run them in this process.
+
+Nothing of torch or transformers is imported before something is loaded. Code that comes with a model
+is never run and weights are read from safetensors only, since other formats may hold code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toa_exp.draws import Message
+from toa_exp.errors import BadInput, Unavailable, choose
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ["auto", "float32", "bfloat16", "float16"]
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def check_placement(what: str, device: str, dtype: str) -> None:
+    """Raise BadInput for a device or a number format that does not exist; `what` owns the fields."""
+    if not _DEVICE.fullmatch(device):
+        raise choose(f"{what}.device", device, ["auto", "cpu", "cuda", "cuda:0"])
+    if dtype not in DTYPES:
+        raise choose(f"{what}.dtype", dtype, DTYPES)
+
+
+def check_model(model: str, whose: str) -> None:
+    """Raise BadInput where `model` is written as a path and is no folder."""
+    if model.startswith(("/", ".", "~")) and not Path(model).expanduser().is_dir():
+        raise BadInput(f"{whose}: there is no folder {model!r}; give a model folder or a hub id")
+
+
+def device_of(device: str) -> torch.device:
+    """The device; "auto" is CUDA where there is one. Raises BadInput for CUDA where there is none."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise BadInput(
+            f"device {device!r} is not there: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices. Set device=cpu, or install torch for CUDA"
+        )
+    return chosen
+
+
+def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
+    """The tokenizer of a model, which must have a chat template; raises BadInput."""
+    from transformers import AutoTokenizer
+
+    where = _folder_or_id(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises plain Exception for a broken file
+        raise _unusable(whose, model, "tokenizer", error) from error
+    if not tokenizer.chat_template:
+        raise BadInput(
+            f"{whose}: the tokenizer of {model!r} has no chat template. Use a model trained for chat, or "
+            f"put chat_template.jinja beside its tokenizer.json"
+        )
+    return tokenizer
+
+
+def load_model(
+    family: str, model: str, revision: str | None, device: torch.device, dtype: str, whose: str
+) -> Any:
+    """A model on `device`, ready to run; `family` is the transformers class to load it with.
+
+    `dtype` "auto" is float32 on a CPU and the checkpoint's own on CUDA. Raises BadInput where the
+    weights are missing, damaged or of another shape than the config says, and Unavailable where the
+    device has no memory left for them.
+    """
+    import torch
+    import transformers
+
+    if dtype == "auto" and device.type == "cpu":
+        dtype = "float32"
+    progress = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        loaded, info = getattr(transformers, family).from_pretrained(
+            _folder_or_id(model),
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        _check_complete(info, model, whose)
+        return loaded.to(device).eval()
+    except BadInput:
+        raise
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise Unavailable(f"{whose}: {model!r} does not fit on {device}; free memory there") from error
+    except Exception as error:  # what a damaged file raises depends on where the damage is
+        raise _unusable(whose, model, "model", error) from error
+    finally:
+        if progress:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:
+    """Weights that are missing are drawn at random by transformers, which must never pass."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BadInput(
+            f"{whose}: the weights of {model!r} lack {len(missing)} tensors, {missing[0]!r} first. Copy or "
+            f"download the model again, or check that it is of the kind that is wanted here"
+        )
+
+
+def _folder_or_id(model: str) -> str:
+    folder = Path(model).expanduser()
+    return str(folder) if folder.is_dir() else model
+
+
+def _unusable(whose: str, model: str, what: str, error: Exception) -> BadInput:
+    reason = str(error).strip().splitlines() or [""]
+    return BadInput(
+        f"{whose}: the {what} of {model!r} cannot be loaded ({type(error).__name__}: {reason[0]}). Check "
+        f"that config.json, tokenizer.json and the safetensors files are there and whole, or download "
+        f"it again: hf download <hub id> --local-dir <folder>"
+    )
+
+
+def token_ids(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bool) -> list[int]:
+    """The tokens of a chat; `reply` adds what opens the answer of the assistant.
+
+    Raises BadInput where the chat template refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise BadInput(
+            f"{whose}: its chat template refuses messages of {roles} ({error}). Change the task's prompts, "
+            f"e.g. leave out the system message"
+        ) from error
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise BadInput(f"{whose}: its chat template makes no tokens of the messages; mend the template")
+    return ids
+
+
+def window_of(config: Any) -> int | None:
+    """The most tokens a model reads and writes together; None where its config sets no limit."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)

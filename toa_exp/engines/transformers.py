@@ -1,0 +1,254 @@
+"""The embedded engine: causal language models run by Hugging Face transformers in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from toa_exp.core import Usage
+from toa_exp.draws import Draw, Sample
+from toa_exp.engines import loading
+from toa_exp.ensemble import Agent
+from toa_exp.errors import BadInput, Permanent, Unavailable, choose
+
+if TYPE_CHECKING:
+    from toa_exp.engines.decoding import Decoder, Row
+
+_OPTIONS = ["dtype"]
+
+
+@dataclass(slots=True, eq=False)
+class _Ask:
+    """A draw that somebody waits for."""
+
+    draw: Draw
+    agent: Agent
+    future: Future[Sample] = field(default_factory=Future)
+
+    @property
+    def whose(self) -> str:
+        return f"agent {self.agent.name!r}"
+
+    def answer(self, result: Sample | Exception) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(result, Sample):
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(result)
+
+
+class Transformers:
+    """Engine of any causal language model of the hub, or in a folder, with a chat template.
+
+    Every model runs once, however many agents use it, on one `device`: "auto" (CUDA where there is
+    any), "cpu", "cuda" or "cuda:<index>". `dtype` is "auto" (float32 on a CPU, the checkpoint's own
+    on CUDA), "float32", "bfloat16" or "float16"; an agent's `options.dtype` overrides it. Up to
+    `max_batch` draws of a model are decoded together and hold `max_batch_tokens` tokens at most,
+    padding and what may still be written included. One thread decodes; of several models the one
+    that has most to do writes the next token. In float32 the text of a draw depends on nothing but
+    the draw, in bfloat16 and float16 rounding may let it depend on its batch.
+
+    `sample` raises BadInput for a model that cannot be used, Unavailable where the device is out of
+    memory, and Permanent where a model gives no probabilities.
+    """
+
+    def __init__(
+        self,
+        agents: Mapping[str, Agent],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch: int = 64,
+        max_batch_tokens: int = 131072,
+    ) -> None:
+        loading.check_placement("engine", device, dtype)
+        for name, value in {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens}.items():
+            if value < 1:
+                raise BadInput(f"engine.{name}={value} must be at least 1")
+        for agent in agents.values():
+            _check(agent)
+        self.agents = agents
+        self._device = device
+        self._dtype = dtype
+        self._limits = {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens}
+        self._inbox: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def sample(self, draw: Draw) -> Sample:
+        """The sample of a draw; its seconds are its share of every step it took part in."""
+        ask = _Ask(draw, self.agents[draw.request.agent])
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="transformers engine", daemon=True)
+            self._thread.start()
+        self._inbox.put(ask)
+        return await asyncio.wrap_future(ask.future)
+
+    async def close(self) -> None:
+        """End the thread after the step at work, and free the models."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._inbox.put(None)
+            await asyncio.to_thread(thread.join)
+
+    def _work(self) -> None:
+        """The thread: takes in what is asked for and lets the busiest model write a token."""
+        lanes: dict[tuple[str, ...], _Lane | BadInput] = {}
+        try:
+            while True:
+                at_work = [lane for lane in lanes.values() if isinstance(lane, _Lane) and lane.demand]
+                if not self._take_in(lanes, wait=not at_work):
+                    return
+                busiest = max(at_work, key=lambda lane: lane.demand, default=None)
+                if busiest is not None:
+                    busiest.step()
+        finally:
+            for lane in lanes.values():
+                if isinstance(lane, _Lane):
+                    lane.end()
+
+    def _take_in(self, lanes: dict[tuple[str, ...], _Lane | BadInput], *, wait: bool) -> bool:
+        """Give every ask of the inbox to its model; `wait` for the first. False once closed."""
+        while True:
+            try:
+                ask = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if ask is None:
+                return False
+            wait = False
+            try:
+                self._lane(lanes, ask).add(ask)
+            except Exception as error:
+                ask.answer(error)
+
+    def _lane(self, lanes: dict[tuple[str, ...], _Lane | BadInput], ask: _Ask) -> _Lane:
+        """The lane of a model, which is loaded the first time it is asked for."""
+        agent = ask.agent
+        dtype = str(agent.options.get("dtype", self._dtype))
+        key = (agent.model, str(agent.revision), dtype)
+        lane = lanes.get(key)
+        if lane is None:
+            try:
+                lane = _Lane(agent, self._device, dtype, **self._limits)
+            except BadInput as error:
+                lane = error
+            lanes[key] = lane
+        if isinstance(lane, BadInput):
+            raise lane
+        return lane
+
+
+class _Lane:
+    """A model with its batch."""
+
+    def __init__(self, agent: Agent, device: str, dtype: str, **limits: int) -> None:
+        from toa_exp.engines.decoding import Decoder
+
+        whose = f"agent {agent.name!r}"
+        self._tokenizer = loading.load_tokenizer(agent.model, agent.revision, whose)
+        model = loading.load_model(
+            "AutoModelForCausalLM", agent.model, agent.revision, loading.device_of(device), dtype, whose
+        )
+        self._stop = _stop_tokens(model, self._tokenizer)
+        self._window = loading.window_of(model.config)
+        self._decoder: Decoder = Decoder(model, self._stop, **limits)
+        self._asks: dict[Row, _Ask] = {}
+
+    @property
+    def demand(self) -> int:
+        return self._decoder.demand
+
+    def add(self, ask: _Ask) -> None:
+        """Queue a draw, or answer that its prompt does not fit into the model's window."""
+        from toa_exp.engines.decoding import Row
+
+        prompt = loading.token_ids(self._tokenizer, ask.draw.messages, ask.whose, reply=True)
+        sampling = ask.agent.sampling
+        limit = int(sampling["max_tokens"])
+        if self._window is not None:
+            limit = min(limit, self._window - len(prompt))
+        if limit < 1:
+            ask.answer(Sample("", Usage(len(prompt), 0), 0.0, "context_window"))
+            return
+        noise = Random(ask.draw.sampling_seed)
+        row = Row(prompt, limit, float(sampling["temperature"]), float(sampling["top_p"]), noise)
+        self._asks[row] = ask
+        self._decoder.add(row)
+
+    def step(self) -> None:
+        """Write one token in every row, and answer those who wait for a row that is done."""
+        import torch
+
+        try:
+            done = self._decoder.step()
+        except torch.OutOfMemoryError as error:
+            full = Unavailable(
+                f"{self._decoder.device} is out of memory with {len(self._decoder.rows)} draws at once; "
+                f"lower engine.max_batch or engine.max_batch_tokens"
+            )
+            full.__cause__ = error
+            self._fail(full)
+            torch.cuda.empty_cache()
+        except Exception as error:
+            self._fail(error)
+        else:
+            for row in done:
+                ask = self._asks.pop(row)
+                ask.answer(self._result(ask, row))
+
+    def end(self) -> None:
+        """Answer whoever still waits that the engine is closed."""
+        for ask in self._asks.values():
+            ask.answer(Unavailable("the engine was closed before the draw was done; run again to resume"))
+
+    def _fail(self, error: Exception) -> None:
+        for row in self._decoder.clear():
+            self._asks.pop(row).answer(error)
+
+    def _result(self, ask: _Ask, row: Row) -> Sample | Permanent:
+        if row.broken:
+            return Permanent(
+                f"{ask.whose}: {ask.agent.model!r} gave no probabilities (NaN or infinite logits) for "
+                f"token {len(row.tokens)}. Check its weights, or try options.dtype=float32"
+            )
+        usage = Usage(len(row.prompt), len(row.tokens))
+        tokens = row.tokens[:-1] if row.tokens[-1] in self._stop else row.tokens
+        text = self._tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return Sample(text, usage, row.seconds)
+
+
+def _check(agent: Agent) -> None:
+    """Raise BadInput for an agent that cannot be run here, as far as no model is needed to tell."""
+    whose = f"agent {agent.name!r}"
+    if agent.simulated:
+        raise BadInput(f"{whose} has model 'simulated'; choose engine=simulator, or give it a model")
+    for name in agent.options:
+        if name not in _OPTIONS:
+            raise choose(f"option of {whose} with engine=transformers:", name, _OPTIONS)
+    loading.check_placement(f"{whose}: options", "auto", str(agent.options.get("dtype", "auto")))
+    loading.check_model(agent.model, whose)
+    temperature, top_p, max_tokens = (agent.sampling[key] for key in ("temperature", "top_p", "max_tokens"))
+    if temperature < 0 or not 0 < top_p <= 1 or max_tokens < 1:
+        raise BadInput(
+            f"{whose} has sampling {dict(agent.sampling)}; temperature is at least 0 (0 takes the likeliest "
+            f"token), top_p above 0 and at most 1, max_tokens at least 1"
+        )
+
+
+def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, of the generation config and of the tokenizer together.
+
+    Both count, since a model tuned for chat often carries the generation config of its base.
+    """
+    stop = model.generation_config.eos_token_id
+    stop = stop if isinstance(stop, list) else [stop]
+    return frozenset(token for token in [*stop, tokenizer.eos_token_id] if token is not None)

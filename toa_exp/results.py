@@ -1,0 +1,204 @@
+"""Reads finished run folders: what they are, and the points of their scaling curves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toa_exp.errors import BadInput
+from toa_exp.stats import bootstrap_means
+
+log = logging.getLogger(__name__)
+
+AXES = ["samples", "tokens", "flops", "total_flops", "usd", "seconds"]
+"""What a curve can be drawn against; `total_flops` includes the reward model's share."""
+
+LABELS = ["experiment", "task", "ensemble", "method", "selection", "reward", "engine", "version"]
+"""What the `run` mapping of a config.yaml names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run folder.
+
+    `labels` holds LABELS by name. `metrics` are the columns of curve.csv that have an interval, and
+    `failed` counts by budget the problems without an answer.
+    """
+
+    folder: Path
+    seed: int
+    labels: Mapping[str, str]
+    metrics: tuple[str, ...]
+    failed: Mapping[float, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One budget of a curve: means over `problems`, with the 95 % interval of `y`.
+
+    `failed` counts outcomes (a problem with a seed) without an answer. A problem that has an answer
+    for some seeds enters with the mean over those.
+    """
+
+    budget: float
+    x: float
+    y: float
+    lower: float
+    upper: float
+    problems: int
+    failed: int
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The finished runs below a folder, in the order of their paths and seeds.
+
+    Unfinished ones are left out with a warning. Raises BadInput where the folder does not exist or
+    holds no finished run.
+    """
+    if not folder.is_dir():
+        raise BadInput(
+            f"there is no folder {str(folder)!r}. `toa-exp run experiment=<name> ...` makes results/<name>"
+        )
+    folders = {path.parent for path in folder.resolve().rglob("config.yaml")}
+    folders = {path for path in folders if path.name.startswith("seed=")}
+    finished = {path for path in folders if _finished(path)}
+    for path in sorted(folders - finished):
+        log.warning("left out, since it is not finished: %s (rerun its command to go on)", path)
+    if not finished:
+        unfinished = f" ({len(folders)} unfinished: rerun their commands)" if folders else ""
+        raise BadInput(
+            f"there is no finished run below {str(folder)!r}{unfinished}. "
+            f"Make one with: toa-exp run experiment=<name> task=<task> method=<method>"
+        )
+    return sorted(map(_read_run, finished), key=lambda run: (run.folder.parent, run.seed))
+
+
+def points(runs: Sequence[Run], x: str, y: str) -> list[Point]:
+    """The curve of one method over the seeds in `runs`: `y` against `x`, one point a budget.
+
+    Each problem is averaged over the seeds first; then problems are resampled. A budget at which no
+    problem has an answer gives no point, and a warning. Raises BadInput where the seeds have
+    different budgets, or where `x` is usd and a price is unknown.
+    """
+    budgets = list(runs[0].failed)
+    for run in runs:
+        if list(run.failed) != budgets:
+            raise BadInput(
+                f"seeds of one curve have different budgets: {run.folder} has {_listed(run.failed)}, "
+                f"{runs[0].folder} has {_listed(budgets)}. Run all seeds with the same budget"
+            )
+    sums = _sums(runs, x, y)
+    curve = []
+    for budget in budgets:
+        point = _point(budget, runs, sums[budget])
+        if point is None:
+            log.warning("no answer to any problem at budget %g in %s: no point", budget, runs[0].folder.parent)
+        else:
+            curve.append(point)
+    return curve
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "trajectories.jsonl").exists() and (folder / "curve.csv").exists()
+
+
+def _read_run(folder: Path) -> Run:
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    labels = config.get("run", {})
+    missing = [name for name in LABELS if name not in labels]
+    if missing or "seed" not in config:
+        raise BadInput(
+            f"{folder / 'config.yaml'} names no {', '.join(f'run.{name}' for name in missing) or 'seed'}: "
+            f"this folder was not made by `toa-exp run`. Move it elsewhere, or make it anew"
+        )
+    with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        failed = {float(row["budget"]): int(row["failed"]) for row in reader}
+        columns = reader.fieldnames or ()
+    metrics = tuple(name for name in columns if f"{name}_lo" in columns)
+    return Run(folder, int(config["seed"]), {name: str(labels[name]) for name in LABELS}, metrics, failed)
+
+
+def _sums(runs: Sequence[Run], x: str, y: str) -> dict[float, array[float]]:
+    """By budget, three numbers a problem: sums over seeds of `x` and `y`, and how many seeds.
+
+    Problems come in the order of the task, with or without an answer, as the bootstrap of
+    curve.csv sees them.
+    """
+    places: dict[str, int] = {}
+    sums: dict[float, array[float]] = defaultdict(lambda: array("d"))
+    for run in runs:
+        for problem, budget, values in _outcomes(run, x, y):
+            place = 3 * places.setdefault(problem, len(places))
+            column = sums[budget]
+            if len(column) <= place:
+                column.extend([0.0] * (place + 3 - len(column)))
+            if values is not None:
+                column[place] += values[0]
+                column[place + 1] += values[1]
+                column[place + 2] += 1.0
+    return sums
+
+
+def _outcomes(run: Run, x: str, y: str) -> Iterator[tuple[str, float, tuple[float, float] | None]]:
+    """Problem, budget and (x, y) of each line of trajectories.jsonl; None without an answer."""
+    path = run.folder / "trajectories.jsonl"
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                values = None
+                if record["answer"] is not None:
+                    values = _spent(record["cost"], x, run), _quality(record, y)
+                yield record["problem"], record["budget"], values
+            except (ValueError, KeyError) as error:
+                raise BadInput(
+                    f"{path}:{number} is no outcome ({type(error).__name__}: {error}). "
+                    f"Rerun its command to write the file again; nothing is drawn anew"
+                ) from None
+
+
+def _spent(cost: Mapping[str, Any], x: str, run: Run) -> float:
+    if x == "tokens":
+        return float(cost["prompt_tokens"] + cost["completion_tokens"])
+    if x == "total_flops":
+        return float(cost["flops"] + cost["reward_flops"])
+    if cost[x] is None:
+        raise BadInput(
+            f"{x} is unknown in {run.folder}: an agent has no price. Set ensemble.agents.<agent>.price="
+            f"{{prompt: <USD per million tokens>, completion: ...}} and rerun its command (nothing is "
+            f"drawn anew), or choose another x: {', '.join(axis for axis in AXES if axis != x)}"
+        )
+    return float(cost[x])
+
+
+def _quality(record: Mapping[str, Any], y: str) -> float:
+    if y == "best_reward":
+        return float(max(sample["reward"] for sample in record["samples"] if sample["failure"] is None))
+    return float(record["metrics"][y])
+
+
+def _point(budget: float, runs: Sequence[Run], sums: array[float]) -> Point | None:
+    import numpy as np
+
+    table = np.frombuffer(sums).reshape(-1, 3)
+    table = table[table[:, 2] > 0]
+    failed = sum(run.failed[budget] for run in runs)
+    if not len(table):
+        return None
+    means, lower, upper = bootstrap_means(table[:, :2] / table[:, 2:])
+    x, y = float(means[0]), float(means[1])
+    return Point(budget, x, y, float(lower[1]), float(upper[1]), len(table), failed)
+
+
+def _listed(budgets: Mapping[float, int] | Sequence[float]) -> str:
+    return ", ".join(f"{budget:g}" for budget in budgets)
