@@ -72,6 +72,15 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     return 0
 
 
+def positional(arguments: list[str], key: str) -> list[str]:
+    """The arguments with the one that is no override and no flag as the value of `key`."""
+    flags = {index + 1 for index, argument in enumerate(arguments) if argument in _FLAGS_WITH_VALUE}
+    return [
+        argument if "=" in argument or argument.startswith("-") or index in flags else f"{key}={argument}"
+        for index, argument in enumerate(arguments)
+    ]
+
+
 def _overrides(arguments: list[str]) -> list[Override]:
     """The arguments that are overrides, parsed."""
     texts = []

@@ -30,7 +30,7 @@ _AXIS_TITLES = {
 _FIRST_METHODS = ["random", "prs", "parallel", "sequential", "moa", "toa"]
 # Okabe and Ito's palette, told apart by the colour-blind; markers tell apart in print.
 _COLOURS = ["#7f7f7f", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#000000"]
-_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "h"]
+_MARKERS = [("o", 4.4), ("s", 4.0), ("^", 4.8), ("D", 3.9), ("v", 4.8), ("*", 7.5), ("X", 5.0), ("p", 5.0)]
 _DASHES = ["-", "--", ":", "-."]
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -153,13 +153,15 @@ def _metric(task: str, runs: Sequence[Run], y: str | None) -> str:
 
 
 def _shared(drawn: Sequence[Line], value: Callable[[Line], object]) -> str:
-    """The one value of all curves, or each value with the curves it holds for."""
+    """The one value of all curves, or each value with the curves it holds for, most of them last."""
     titles: dict[str, list[str]] = {}
     for line in drawn:
         titles.setdefault(str(value(line)), []).append(_title(line, drawn))
     if len(titles) == 1:
         return next(iter(titles))
-    return " ".join(f"{value} ({', '.join(names)})" for value, names in titles.items())
+    *groups, (most, names) = sorted(titles.items(), key=lambda group: len(group[1]))
+    groups.append((most, ["others"] if len(names) > 1 else names))
+    return " ".join(f"{value} ({', '.join(names)})" for value, names in groups)
 
 
 def _title(line: Line, drawn: Sequence[Line]) -> str:
@@ -180,9 +182,12 @@ def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
     for line in drawn:
         look = looks[line.label("method")]
         colour = _COLOURS[look % len(_COLOURS)]
+        marker, size = _MARKERS[look % len(_MARKERS)]
         x = [point.x for point in line.points]
         lower, upper = [point.lower for point in line.points], [point.upper for point in line.points]
         axes.fill_between(x, lower, upper, color=colour, alpha=0.13, linewidth=0)
+        if len(x) == 1:  # a band of one point has no width
+            axes.vlines(x, lower, upper, color=colour, alpha=0.5, linewidth=1.4)
         axes.plot(
             x,
             [point.y for point in line.points],
@@ -190,10 +195,10 @@ def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
             color=colour,
             linewidth=1.4,
             linestyle=_DASHES[variants.index(_variant(line, drawn)) % len(_DASHES)],
-            marker=_MARKERS[look % len(_MARKERS)],
-            markersize=4.2,
+            marker=marker,
+            markersize=size,
             markeredgecolor="white",
-            markeredgewidth=0.5,
+            markeredgewidth=0.4,
         )
 
 

@@ -99,7 +99,8 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Point]:
     for budget in budgets:
         point = _point(budget, runs, sums[budget])
         if point is None:
-            log.warning("no answer to any problem at budget %g in %s: no point", budget, runs[0].folder.parent)
+            where = runs[0].folder.parent
+            log.warning("no answer to any problem at budget %g in %s: no point", budget, where)
         else:
             curve.append(point)
     return curve

@@ -47,10 +47,9 @@ _NUMBERS_KEPT = 10_000
 
 @dataclass(slots=True)
 class _Write:
-    """A row on its way to the file; `earlier` becomes the row that was there before, or None."""
+    """A row on its way to the file; `earlier` becomes the row that is there, or None if it is this one."""
 
     statement: str
-    select: str
     values: tuple[Any, ...]
     earlier: asyncio.Future[tuple[Any, ...] | None]
 
@@ -103,11 +102,11 @@ class Store:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise self._explain(error) from error
 
-    def _explain(self, error: sqlite3.DatabaseError) -> StoreError:
-        if isinstance(error, sqlite3.OperationalError):
+    def _explain(self, error: sqlite3.DatabaseError | OSError) -> StoreError:
+        if isinstance(error, sqlite3.OperationalError | OSError):
             return StoreError(
                 f"{self.path} cannot be used ({error}). Check that its folder exists and is writable, "
                 f"that the disk has space and that no other program locks it"
@@ -149,7 +148,7 @@ class Store:
             sample.seconds,
             sample.failure,
         )
-        row = await self._write(_PUT_DRAW, _GET_DRAW, values)
+        row = await self._write(_PUT_DRAW, values)
         return sample if row is None else _sample(row)
 
     async def get_score(self, key: ScoreKey) -> Score | None:
@@ -160,9 +159,7 @@ class Store:
     async def put_score(self, key: ScoreKey, score: Score) -> Score:
         """Store a score; returns what the store then holds under the key."""
         values = (self._number(key.problem), key.digest, key.content, key.reward, key.text)
-        row = await self._write(
-            _PUT_SCORE, _GET_SCORE, (*values, score.reward, score.tokens, score.seconds)
-        )
+        row = await self._write(_PUT_SCORE, (*values, score.reward, score.tokens, score.seconds))
         return score if row is None else Score(*row)
 
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -197,14 +194,12 @@ class Store:
             number = self._numbers[problem] = int(row[0])
         return number
 
-    def _write(
-        self, statement: str, select: str, values: tuple[Any, ...]
-    ) -> asyncio.Future[tuple[Any, ...] | None]:
+    def _write(self, statement: str, values: tuple[Any, ...]) -> asyncio.Future[tuple[Any, ...] | None]:
         """Put a row into the next commit; the result is the row that was there before, or None."""
         loop = asyncio.get_running_loop()
         if not self._pending:
             loop.call_soon(self._flush)
-        write = _Write(statement, select, values, loop.create_future())
+        write = _Write(statement, values, loop.create_future())
         self._pending.append(write)
         return write.earlier
 
@@ -215,11 +210,10 @@ class Store:
         try:
             with self._errors():
                 self._db.execute("BEGIN IMMEDIATE")
-                earlier = [
-                    None
-                    if self._db.execute(write.statement, write.values).rowcount
-                    else self._db.execute(write.select, write.values[:2]).fetchone()
-                    for write in batch
+                stored = [
+                    row
+                    for statement, select in ((_PUT_DRAW, _GET_DRAW), (_PUT_SCORE, _GET_SCORE))
+                    for row in self._insert(statement, select, batch)
                 ]
                 self._db.execute("COMMIT")
         except StoreError as error:
@@ -229,9 +223,19 @@ class Store:
                 if not write.earlier.done():
                     write.earlier.set_exception(error)
             return
-        for write, row in zip(batch, earlier, strict=True):
+        for write, row in stored:
             if not write.earlier.done():  # its trajectory may have been cancelled meanwhile
                 write.earlier.set_result(row)
+
+    def _insert(
+        self, statement: str, select: str, batch: list[_Write]
+    ) -> Iterator[tuple[_Write, tuple[Any, ...] | None]]:
+        """Insert the rows of one table; with each, the row that the store holds if not all are new."""
+        writes = [write for write in batch if write.statement is statement]
+        new = self._db.executemany(statement, [write.values for write in writes]).rowcount
+        for write in writes:
+            known = new < len(writes)
+            yield write, self._db.execute(select, write.values[:2]).fetchone() if known else None
 
 
 def _sample(row: tuple[Any, ...]) -> Sample:

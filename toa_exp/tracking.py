@@ -75,6 +75,7 @@ class Tracker:
                 self._run = self._init(attempt)
             except Exception as error:  # wandb's errors have no common root
                 log.warning("W&B could not start %s: %s", attempt, _reason(error))
+                _wandb().teardown()  # its service holds on to the id of the run that did not start
             else:
                 break
         if self._run is None:
@@ -227,7 +228,7 @@ def _log_figures(run: wandb.Run, paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix == ".png":
             run.log({f"figures/{path.stem}": wandb.Image(str(path))})
-        artifact.add_file(shutil.copy2(str(path), folder), policy="immutable")
+        artifact.add_file(shutil.copy2(str(path), str(folder)), policy="immutable")
     run.log_artifact(artifact)
 
 

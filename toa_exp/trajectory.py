@@ -155,7 +155,7 @@ class _Game:
         return True
 
     def _chunks(self, requests: list[Request], allowance: Allowance | None) -> Iterator[list[Request]]:
-        """The batch at once, or under an allowance as much at a time as it will probably pay for."""
+        """The batch at once, or under an allowance half of what it will probably pay for at a time."""
         if allowance is None:
             yield requests
             return
@@ -163,7 +163,7 @@ class _Game:
         while start < len(requests):
             spent = self._spent.spent(allowance.unit)
             done = len(self.trajectory.steps)
-            size = max(1, int((allowance.limit - spent) * done / spent)) if spent else 1
+            size = max(1, int((allowance.limit - spent) * done / spent / 2)) if spent else 1
             yield requests[start : start + size]
             start += size
 

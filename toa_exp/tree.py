@@ -26,35 +26,37 @@ class Response:
     `value` is its normalised reward. `arms` is empty until the search first enters the node.
     """
 
-    __slots__ = ("arms", "depth", "path", "reply", "value")
+    __slots__ = ("arms", "reply", "value")
 
-    def __init__(self, reply: Any, value: float, depth: int, path: tuple[Arm, ...]) -> None:
+    def __init__(self, reply: Any, value: float) -> None:
         self.reply = reply
         self.value = value
-        self.depth = depth
-        self.path = path
         self.arms: list[Arm] = []
 
 
 class Arm:
-    """An agent node: one agent, applied to the response above (`fresh`: to the bare question).
+    """An agent node: one agent, refining `draft`, the response above, or answering afresh (None).
 
     `total` is the sum of the normalised rewards below and `mean` their mean, infinite while there
-    are none. `visits` starts at 1 and `best` is the child with the highest value, the first of
-    several.
+    are none. `visits` starts at 1. `best` is the child with the highest value, the first of several.
     """
 
-    __slots__ = ("above", "agent", "best", "count", "fresh", "mean", "path", "total", "visits")
+    __slots__ = ("agent", "best", "count", "draft", "mean", "total", "visits")
 
-    def __init__(self, agent: str, above: Response, fresh: bool, seen: Arm | None = None) -> None:
+    def __init__(self, agent: str, draft: Any = None) -> None:
         self.agent = agent
-        self.above = above
-        self.fresh = fresh
+        self.draft = draft
         self.best: Response | None = None
-        self.visits, self.total, self.count, self.mean = (
-            (1, 0.0, 0, math.inf) if seen is None else (seen.visits, seen.total, seen.count, seen.mean)
-        )
-        self.path = (*above.path, self)
+        self.visits = 1
+        self.total = 0.0
+        self.count = 0
+        self.mean = math.inf
+
+    def fresh_copy(self) -> Arm:
+        """An arm that answers afresh and starts from the statistics that this one has now."""
+        copy = Arm(self.agent)
+        copy.visits, copy.total, copy.count, copy.mean = self.visits, self.total, self.count, self.mean
+        return copy
 
 
 class Tree:
@@ -70,57 +72,58 @@ class Tree:
         self.tau = tau
         self.width = width
         self.plays = 0
-        self.root = Response(None, -math.inf, 0, ())
-        self.root.arms = [Arm(agent, self.root, fresh=True) for agent in agents]
+        self.root = Response(None, -math.inf)
+        self.root.arms = [Arm(agent) for agent in agents]
         self._layer_sizes = [0]
+        self._path: list[Arm] = []  # of the arm selected last; nodes know no parent
 
     def select(self) -> Arm:
         """The arm that samples next, reached from the root by the highest upper confidence bound."""
         self.plays += 1
         # The bound is mean + alpha * sqrt(2 ln n / visits), n the number of this play.
         spread = 2.0 * math.log(self.plays)
-        alpha, width, sizes, sqrt = self.alpha, self.width, self._layer_sizes, math.sqrt
+        alpha, sqrt = self.alpha, math.sqrt
         node = self.root
+        path: list[Arm] = []
         while True:
-            if not node.arms:
-                self._enter(node)
             best_bound = -math.inf
-            for candidate in node.arms:
+            for candidate in node.arms or self._enter(node):
                 bound = candidate.mean + alpha * sqrt(spread / candidate.visits)
                 if bound > best_bound:
                     best_bound, arm = bound, candidate
+            path.append(arm)
             # An arm may be passed through once its layer is full and it improved on what is above
             # it. The root's value is -inf, so there any child does.
             child = arm.best
-            if child is None or sizes[node.depth] < width or not child.value > node.value:
+            if child is None or self._layer_sizes[len(path) - 1] < self.width or child.value <= node.value:
+                self._path = path
                 return arm
             node = child
 
-    def record(self, arm: Arm, reply: Any, reward: float) -> None:
-        """Add `reply` below `arm` as a response; its reward counts for the arm and all arms above.
+    def record(self, reply: Any, reward: float) -> None:
+        """Add `reply` as a response below the selected arm; its reward counts for all arms above.
 
         A reward of -inf marks a failed response: it counts, but takes no place in the tree.
         """
         value = normalise(reward, self.tau)
-        for node in arm.path:
-            node.visits += 1
-            node.count += 1
-            node.total += value
-            node.mean = node.total / node.count
+        for arm in self._path:
+            arm.visits += 1
+            arm.count += 1
+            arm.total += value
+            arm.mean = arm.total / arm.count
         if reward == -math.inf:
             return
-        depth = arm.above.depth
-        self._layer_sizes[depth] += 1
-        if depth + 1 == len(self._layer_sizes):
+        depth = len(self._path)
+        self._layer_sizes[depth - 1] += 1
+        if depth == len(self._layer_sizes):
             self._layer_sizes.append(0)
+        arm = self._path[-1]
         if arm.best is None or value > arm.best.value:
-            arm.best = Response(reply, value, depth + 1, arm.path)
+            arm.best = Response(reply, value)
 
-    def _enter(self, node: Response) -> None:
-        """Give a response its arms: each agent refining it, then each agent answering afresh.
-
-        A fresh arm starts from the statistics that the root's arm of that agent has now.
-        """
+    def _enter(self, node: Response) -> list[Arm]:
+        """Give a response its arms: each agent refining it, then each agent answering afresh."""
         roots = self.root.arms
-        node.arms = [Arm(arm.agent, node, fresh=False) for arm in roots]
-        node.arms += [Arm(arm.agent, node, fresh=True, seen=arm) for arm in roots]
+        node.arms = [Arm(arm.agent, node.reply) for arm in roots]
+        node.arms += [arm.fresh_copy() for arm in roots]
+        return node.arms

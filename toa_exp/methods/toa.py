@@ -30,9 +30,6 @@ def toa(
     tree = Tree(agents, alpha=alpha, tau=tau, width=int(share * budget if share < 1 else share))
     for _ in range(budget):
         arm = tree.select()
-        if arm.fresh:
-            request = Request(arm.agent)
-        else:
-            request = Request(arm.agent, "refine", (arm.above.reply,))
+        request = Request(arm.agent, "refine", (arm.draft,)) if arm.draft else Request(arm.agent)
         (reply,) = yield [request]
-        tree.record(arm, reply, reply.reward)
+        tree.record(reply, reply.reward)

@@ -1,0 +1,142 @@
+"""The store: first write wins, damage is named, nothing foreign is touched."""
+
+import asyncio
+import multiprocessing
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from toa_exp.core import Problem, Request, Usage
+from toa_exp.draws import Draw, Sample, Score, draw_key, score_key
+from toa_exp.errors import StoreError
+from toa_exp.store import Store
+
+PROBLEM = Problem("p", "What?", "2")
+AGENT, PROMPT = b"a" * 16, b"m" * 16
+
+
+def draw(occurrence: int = 0) -> Draw:
+    key = draw_key("p", AGENT, PROMPT, occurrence, 0)
+    return Draw(key, PROBLEM, Request("a"), [], AGENT, PROMPT, occurrence, 0)
+
+
+def sample(text: str, failure: str | None = None) -> Sample:
+    return Sample(text, Usage(3, 4), 0.25, failure)
+
+
+def test_rows_come_back_as_written(tmp_path):
+    text = "naïve 漢字 \0 \u202e ‏ and a long tail " + "x" * 100_000
+
+    async def write():
+        store = Store(tmp_path / "store.sqlite")
+        stored = await store.put_draw(draw(), sample(text))
+        await store.put_draw(draw(1), sample("", "context_window"))
+        key = score_key(b"r" * 16, PROBLEM, text)
+        await store.put_score(key, Score(-1.5, 7, 0.125))
+        store.close()
+        return stored, key
+
+    stored, key = asyncio.run(write())
+
+    async def read():
+        store = Store(tmp_path / "store.sqlite")
+        rows = [await store.get_draw(draw()), await store.get_draw(draw(1)), await store.get_draw(draw(2))]
+        score = await store.get_score(key)
+        store.close()
+        return rows, score
+
+    rows, score = asyncio.run(read())
+    assert rows == [stored, sample("", "context_window"), None] and stored == sample(text)
+    assert score == Score(-1.5, 7, 0.125)
+
+
+def test_the_first_write_wins_and_the_loser_is_told(tmp_path):
+    async def race():
+        one, other = Store(tmp_path / "store.sqlite"), Store(tmp_path / "store.sqlite")
+        results = await asyncio.gather(
+            one.put_draw(draw(), sample("first")),
+            one.put_draw(draw(1), sample("alone")),
+            other.put_draw(draw(), sample("second")),
+            other.put_draw(draw(2), sample("alone too")),
+        )
+        one.close()
+        other.close()
+        return [result.text for result in results]
+
+    assert asyncio.run(race()) == ["first", "alone", "first", "alone too"]
+
+
+def test_scores_of_equal_ids_in_different_tasks_are_apart():
+    other = Problem("p", "What else?", "2")
+    assert score_key(b"r", PROBLEM, "text").digest != score_key(b"r", other, "text").digest
+
+
+def _write_many(path: Path, offset: int) -> None:
+    async def write():
+        store = Store(path)
+        for start in range(0, 300, 10):
+            await asyncio.gather(
+                *(store.put_draw(draw(i), sample(f"{offset} {i}")) for i in range(start, start + 10))
+            )
+        store.close()
+
+    asyncio.run(write())
+
+
+def test_several_processes_share_a_file(tmp_path):
+    path = tmp_path / "store.sqlite"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_write_many, args=(path, offset)) for offset in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    store = Store(path)
+    assert next(store.rows("SELECT count(*), count(DISTINCT key) FROM draws")) == (300, 300)
+    store.close()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "foreign", "version"])
+def test_what_is_no_store_is_refused_and_left_alone(tmp_path, damage):
+    path = tmp_path / "store.sqlite"
+    if damage == "text":
+        path.write_text("id,question\n" * 1000)
+    elif damage == "foreign":
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE customers (name TEXT)")
+        database.close()
+    else:
+        _write_many(path, 0)
+        if damage == "version":
+            database = sqlite3.connect(path)
+            database.execute("PRAGMA user_version = 99")
+            database.close()
+        else:
+            path.write_bytes(path.read_bytes()[:10_000])
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"store\.sqlite"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_fails_the_writers_and_keeps_what_was_stored(tmp_path):
+    async def fill():
+        store = Store(tmp_path / "store.sqlite")
+        await store.put_draw(draw(), sample("kept"))
+        store._db.execute("PRAGMA max_page_count = 10")  # as SQLite sees a full disk
+        with pytest.raises(StoreError, match="disk"):
+            await store.put_draw(draw(1), sample("x" * 1_000_000))
+        store.close()
+
+    asyncio.run(fill())
+    store = Store(tmp_path / "store.sqlite")
+    assert [row[0] for row in store.rows("SELECT text FROM draws")] == ["kept"]
+    store.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file"):
+        Store(tmp_path / "file" / "store.sqlite")
