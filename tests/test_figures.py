@@ -18,7 +18,7 @@ from toa_exp.core import Reply, Request, Usage
 from toa_exp.cost import Cost
 from toa_exp.curves import Curve, write_curve
 from toa_exp.errors import BadInput
-from toa_exp.figures import figures, lines, signature
+from toa_exp.figures import _looks, figures, lines, signature
 from toa_exp.results import Point, find_runs, points
 from toa_exp.runner import Outcome
 from toa_exp.trajectory import Step
@@ -82,7 +82,7 @@ def make_run(
     for _ in range(parked):
         curve.park()
     write_curve(folder / "curve.csv", curve.rows())
-    OmegaConf.save(OmegaConf.create({"run": names, "seed": seed}), folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create({"run": names, "seed": seed, "flops": "model"}), folder / "config.yaml")
     return folder
 
 
@@ -143,8 +143,8 @@ def test_the_signature_names_what_differs(tmp_path: Path) -> None:
     made = signature(lines(find_runs(tmp_path), "flops", "accuracy"), x="flops", y="accuracy")
     assert made == (
         "experiment:first|task:gsm8k|ensemble:simulated|reward:simulated|selection:best_reward|"
-        "engine:simulator|seeds:0,10 (toa) 0 (others)|n:40|failed:1 (toa) 0 (others)|x:flops|y:accuracy|"
-        f"bootstrap:1000 resamples of problems,95%,seed 0|toa-exp:{__version__}"
+        "engine:simulator|flops:model|seeds:0,10 (toa) 0 (others)|n:40|failed:1 (toa) 0 (others)|"
+        f"x:flops|y:accuracy|bootstrap:1000 resamples of problems,95%,seed 0|toa-exp:{__version__}"
     )
 
 
@@ -204,6 +204,14 @@ def test_the_same_runs_give_the_same_bytes(study: tuple[Path, list[Path]], tmp_p
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in files]
 
 
+def test_no_two_methods_look_alike() -> None:
+    methods = {"toa", "random", *(f"toa,alpha={alpha}" for alpha in range(20))}
+    looks = _looks(methods)
+    assert looks.keys() == methods
+    assert len(set(looks.values())) == len(methods)
+    assert looks["toa"] == _looks({"toa", "moa"})["toa"]
+
+
 def test_unfinished_runs_give_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_run(tmp_path)
     unfinished = make_run(tmp_path, seed=1)
@@ -261,5 +269,5 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_labels_is_named(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     OmegaConf.save(OmegaConf.create({"seed": 0}), folder / "config.yaml")
-    with pytest.raises(BadInput, match=r"config.yaml names no run.experiment"):
+    with pytest.raises(BadInput, match=r"config.yaml names no run.experiment, .*, flops: this folder"):
         find_runs(tmp_path)

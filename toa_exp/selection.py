@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from toa_exp.core import Reply
+from toa_exp.errors import BadInput
 
 Canonical = Callable[[str], str | None]
 """The final answer that a text states, so that equal answers are equal strings; None if none."""
@@ -32,14 +33,23 @@ def majority_vote(replies: Sequence[Reply], canonical: Canonical) -> int | None:
 
 
 def reward_weighted_vote(
-    replies: Sequence[Reply], canonical: Canonical, *, temperature: float = 1.0
+    replies: Sequence[Reply], canonical: Canonical, *, temperature: float | None = None
 ) -> int | None:
-    """The best-rewarded reply among those whose answer has the largest sum of exp(reward / temperature).
+    """The best-rewarded reply among those whose answer has the largest sum of rewards.
 
-    Rewards of any sign and scale thus give positive weights. Ties and replies without a final
-    answer are as in `majority_vote`.
+    With a `temperature` the sum is of exp(reward / temperature), for rewards that may be negative;
+    without one a negative reward raises BadInput. Ties and replies without a final answer are as in
+    `majority_vote`.
     """
-    top = max((replies[index].reward for index in _usable(replies)), default=0.0)
+    usable = _usable(replies)
+    if temperature is None:
+        if any(replies[index].reward < 0 for index in usable):
+            raise BadInput(
+                "a vote cannot weigh negative rewards; give selection.temperature=<scale of the reward>, "
+                "which weighs by exp(reward / temperature)"
+            )
+        return _vote(replies, canonical, lambda index: replies[index].reward)
+    top = max((replies[index].reward for index in usable), default=0.0)
     return _vote(replies, canonical, lambda index: math.exp((replies[index].reward - top) / temperature))
 
 

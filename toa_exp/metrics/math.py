@@ -6,8 +6,10 @@ import asyncio
 import importlib.util
 import json
 import logging
+import os
 import sys
 from collections import OrderedDict
+from pathlib import Path
 
 from toa_exp.errors import ToaError, missing_extra
 from toa_exp.metrics.answers import final_answer
@@ -18,11 +20,17 @@ _START = 120.0  # seconds for the worker to import its libraries
 _LINE_LIMIT = 1 << 26
 
 
+# Math-Verify's parser is complete only with this version of ANTLR, and Hydra needs another. The worker is
+# a process of its own, so it can have its own copy: `make install` puts one here.
+_ANTLR = Path(sys.prefix) / "share" / "toa-exp" / "antlr4"
+_INSTALL = f"pip install --no-deps --target {_ANTLR} antlr4-python3-runtime==4.13.2"
+
+
 class MathVerify:
     """Judge: Math-Verify finds the text's final answer equal to the reference.
 
-    The reference is read as if it stood in $...$; so is the final answer of a text without math
-    delimiters. An answer that is not found equal within `timeout` seconds, or that takes the worker
+    A reference without math delimiters is read as if it stood in $...$, and so is the final answer
+    of a text without them. An answer that is not found equal within `timeout` seconds, or that takes the worker
     down, counts as not equal and is logged; the worker is started anew. `workers` run side by side.
     Source: https://github.com/huggingface/Math-Verify.
     """
@@ -30,6 +38,8 @@ class MathVerify:
     def __init__(self, *, timeout: float = 5.0, workers: int = 1) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise missing_extra("math-verify", "math")
+        if not _ANTLR.is_dir():
+            log.warning("Math-Verify misreads some LaTeX, such as percentages, until you run: %s", _INSTALL)
         self._timeout = timeout
         self._size = workers
         self._idle: asyncio.Queue[_Worker] | None = None
@@ -38,7 +48,7 @@ class MathVerify:
     async def correct(self, reference: str, text: str) -> bool:
         """Whether the answers are equal."""
         answer = _delimited(text)
-        key = (reference, answer)
+        key = (_delimited(reference), answer)
         if key in self._verdicts:
             self._verdicts.move_to_end(key)
             return self._verdicts[key]
@@ -48,7 +58,7 @@ class MathVerify:
                 self._idle.put_nowait(_Worker(self._timeout))
         worker = await self._idle.get()
         try:
-            verdict = await worker.ask(reference, answer)
+            verdict = await worker.ask(*key)
         finally:
             self._idle.put_nowait(worker)
         self._verdicts[key] = verdict
@@ -63,10 +73,10 @@ class MathVerify:
 
 
 def _delimited(text: str) -> str:
-    if "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text:
+    """The text as it is where it has math delimiters, else its final answer between them."""
+    if any(mark in text for mark in ("$", "\\(", "\\[", "\\boxed")):
         return text
-    stated = final_answer(text)
-    return f"${text.strip() if stated is None else stated}$"
+    return f"${final_answer(text) or text}$"
 
 
 class _Worker:
@@ -101,6 +111,7 @@ class _Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ANTLR), *sys.path])},
         )
         assert process.stdout is not None
         ready = await asyncio.wait_for(process.stdout.readline(), _START)

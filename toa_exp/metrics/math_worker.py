@@ -21,7 +21,7 @@ def main(requests: TextIO, answers: TextIO) -> None:
     answers.flush()
     for line in requests:
         reference, text = json.loads(line)
-        gold = parse(f"${reference}$", parsing_timeout=None)
+        gold = parse(reference, parsing_timeout=None)
         equal = bool(gold) and verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None)
         answers.write(json.dumps(bool(equal)) + "\n")
         answers.flush()
