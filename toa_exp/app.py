@@ -43,7 +43,7 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that methods of one's own package are found
     labels.register()
-    overrides = [argument for argument in _overrides(arguments)]
+    overrides = _overrides(arguments)
     for override in overrides:
         if override.key_or_group == "experiment":
             _name_experiments(override, arguments)
@@ -74,22 +74,20 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
 
 def positional(arguments: list[str], key: str) -> list[str]:
     """The arguments with the one that is no override and no flag as the value of `key`."""
-    flags = {index + 1 for index, argument in enumerate(arguments) if argument in _FLAGS_WITH_VALUE}
-    return [
-        argument if "=" in argument or argument.startswith("-") or index in flags else f"{key}={argument}"
-        for index, argument in enumerate(arguments)
-    ]
+    flags = _flags(arguments)
+    return [a if a in flags or "=" in a else f"{key}={a}" for a in arguments]
+
+
+def _flags(arguments: list[str]) -> list[str]:
+    """The arguments that are Hydra's flags, with their values."""
+    before = ["", *arguments]
+    return [a for a, b in zip(arguments, before, strict=False) if a.startswith("-") or b in _FLAGS_WITH_VALUE]
 
 
 def _overrides(arguments: list[str]) -> list[Override]:
     """The arguments that are overrides, parsed."""
-    texts = []
-    skip = False
-    for argument in arguments:
-        if skip or argument.startswith("-"):
-            skip = argument in _FLAGS_WITH_VALUE
-        else:
-            texts.append(argument)
+    flags = _flags(arguments)
+    texts = [argument for argument in arguments if argument not in flags]
     try:
         return OverridesParser.create().parse_overrides(texts)
     except HydraException as error:
@@ -121,14 +119,15 @@ def _rewritten(arguments: list[str], overrides: list[Override]) -> list[str]:
     keys of a sweep that would share a run folder are named in sweep_keys.
     """
     result = []
-    for argument in arguments:
-        if argument.startswith("ensemble.agents={"):
-            result += ["~ensemble.agents", f"+{argument}"]
-        else:
-            result.append(argument)
+    for override in overrides:
+        text = str(override.input_line)
+        replaces = text.startswith("ensemble.agents={")
+        result += ["~ensemble.agents", f"+{text}"] if replaces else [text]
     swept = [override.key_or_group for override in overrides if override.is_sweep_override()]
     further = [key for key in swept if not labels.in_folder_name(key)]
-    return [*result, f"sweep_keys=[{','.join(further)}]"] if further else result
+    if further:
+        result.append(f"sweep_keys=[{','.join(further)}]")
+    return [*result, *_flags(arguments)]  # argparse takes no flag between two overrides
 
 
 def _allowed(
@@ -142,7 +141,6 @@ def _allowed(
     if match is None:
         return text
     key = match[1].split("@")[0]
-    parent, _, name = key.rpartition(".")
     others = [
         override.input_line
         for override in overrides
@@ -155,8 +153,16 @@ def _allowed(
             composed = hydra.compose(config, others)
         except (HydraException, OmegaConfBaseException):
             return text
-    node = OmegaConf.select(composed, parent, throw_on_missing=False) if parent else composed
+    node, parents = composed, []
+    *above, name = key.split(".")
+    for part in above:
+        if not isinstance(node, DictConfig) or part not in node:
+            name = part
+            break
+        parents.append(part)
+        node = node[part]
     if not isinstance(node, DictConfig):
         return text
+    parent = ".".join(parents)
     what = f"field of {parent}:" if parent else "group or key"
     return str(choose(what, name, [str(k) for k in node if not str(k).startswith("_") or k == "_target_"]))

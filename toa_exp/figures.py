@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +93,7 @@ def lines(runs: Iterable[Run], x: str, y: str) -> list[Line]:
     for run in runs:
         groups.setdefault(run.folder.parent, []).append(run)
     for parent, group in groups.items():
-        for name in ("selection", "reward", "engine"):
+        for name in ("selection", "reward", "engine", "flops"):
             if len(values := {run.labels[name] for run in group}) > 1:
                 raise BadInput(
                     f"the seeds in {parent} differ in {name}: {', '.join(sorted(values))}. They are no one "
@@ -108,11 +110,14 @@ def signature(drawn: Sequence[Line], **more: object) -> str:
 
     n is the number of problems and failed that of outcomes (a problem with a seed) without an
     answer, both at the budget where it is worst. Where curves differ, each value is followed by the
-    curves it holds for. toa-exp is the version of the runs and of what drew them.
+    curves it holds for. flops names the rule they are counted by, toa-exp the version of the runs
+    and of what drew them.
     """
     fields: dict[str, object] = {}
-    for name in ("experiment", "task", "ensemble", "reward", "selection", "engine"):
+    for name in ("experiment", "task", "ensemble"):
         fields[name] = ",".join(dict.fromkeys(line.label(name) for line in drawn))
+    for name in ("reward", "selection", "engine", "flops"):
+        fields[name] = _shared(drawn, operator.methodcaller("label", name))
     fields["seeds"] = _shared(drawn, lambda line: ",".join(str(run.seed) for run in line.runs))
     fields["n"] = _shared(drawn, lambda line: min(point.problems for point in line.points))
     fields["failed"] = _shared(drawn, lambda line: max(point.failed for point in line.points))
@@ -170,19 +175,16 @@ def _title(line: Line, drawn: Sequence[Line]) -> str:
 
 
 def _variant(line: Line, drawn: Sequence[Line]) -> tuple[str, ...]:
-    names = ("ensemble", "experiment", "selection", "reward", "engine")
-    return tuple(line.label(name) for name in names if len({other.label(name) for other in drawn}) > 1)
+    names = [name for name in ("ensemble", "experiment") if len({other.label(name) for other in drawn}) > 1]
+    return tuple(line.label(name) for name in names)
 
 
 def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
     """The curves with their bands: colour and marker by method, dashes by what else differs."""
-    others = sorted({line.label("method") for line in drawn} - set(_FIRST_METHODS))
-    looks = {method: index for index, method in enumerate([*_FIRST_METHODS, *others])}
+    looks = _looks({line.label("method") for line in drawn})
     variants = list(dict.fromkeys(_variant(line, drawn) for line in drawn))
     for line in drawn:
-        look = looks[line.label("method")]
-        colour = _COLOURS[look % len(_COLOURS)]
-        marker, size = _MARKERS[look % len(_MARKERS)]
+        colour, marker, size = looks[line.label("method")]
         x = [point.x for point in line.points]
         lower, upper = [point.lower for point in line.points], [point.upper for point in line.points]
         axes.fill_between(x, lower, upper, color=colour, alpha=0.13, linewidth=0)
@@ -200,6 +202,21 @@ def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
             markeredgecolor="white",
             markeredgewidth=0.4,
         )
+
+
+def _looks(methods: set[str]) -> dict[str, tuple[str, str, float]]:
+    """Colour, marker and its size by method; no two methods have both in common."""
+    first = [index for index, method in enumerate(_FIRST_METHODS) if method in methods]
+    reserved = range(len(_FIRST_METHODS))
+    unused = [index for index in reserved if index not in first]
+    free = itertools.chain(range(len(reserved), len(_COLOURS)), unused, itertools.count(len(_COLOURS)))
+    others = sorted(methods - set(_FIRST_METHODS))
+    places = [*((_FIRST_METHODS[index], index) for index in first), *zip(others, free, strict=False)]
+    count = len(_COLOURS)
+    return {
+        method: (_COLOURS[index % count], *_MARKERS[(index + index // count) % count])
+        for method, index in places
+    }
 
 
 def _decorate(axes: Axes, drawn: Sequence[Line], x: str, y: str) -> None:
@@ -246,6 +263,7 @@ def _legend(axes: Axes, drawn: Sequence[Line]) -> None:
         bbox_to_anchor=(1.01, 1.02),
         borderaxespad=0.0,
         labelspacing=0.55,
+        handlelength=2.6,
     )
 
 

@@ -28,8 +28,9 @@ LABELS = ["experiment", "task", "ensemble", "method", "selection", "reward", "en
 class Run:
     """A finished run folder.
 
-    `labels` holds LABELS by name. `metrics` are the columns of curve.csv that have an interval, and
-    `failed` counts by budget the problems without an answer.
+    `labels` holds LABELS by name, and `flops`, the rule they are counted by. `metrics` are the
+    columns of curve.csv that have an interval, and `failed` counts by budget the problems without
+    an answer.
     """
 
     folder: Path
@@ -115,18 +116,20 @@ def _read_run(folder: Path) -> Run:
 
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     labels = config.get("run", {})
-    missing = [name for name in LABELS if name not in labels]
-    if missing or "seed" not in config:
+    missing = [f"run.{name}" for name in LABELS if name not in labels]
+    missing += [name for name in ("seed", "flops") if name not in config]
+    if missing:
         raise BadInput(
-            f"{folder / 'config.yaml'} names no {', '.join(f'run.{name}' for name in missing) or 'seed'}: "
-            f"this folder was not made by `toa-exp run`. Move it elsewhere, or make it anew"
+            f"{folder / 'config.yaml'} names no {', '.join(missing)}: this folder was not made by "
+            f"`toa-exp run`. Move it elsewhere, or make it anew"
         )
     with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         failed = {float(row["budget"]): int(row["failed"]) for row in reader}
         columns = reader.fieldnames or ()
     metrics = tuple(name for name in columns if f"{name}_lo" in columns)
-    return Run(folder, int(config["seed"]), {name: str(labels[name]) for name in LABELS}, metrics, failed)
+    texts = {name: str(labels[name]) for name in LABELS} | {"flops": str(config["flops"])}
+    return Run(folder, int(config["seed"]), texts, metrics, failed)
 
 
 def _sums(runs: Sequence[Run], x: str, y: str) -> dict[float, array[float]]:

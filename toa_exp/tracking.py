@@ -59,6 +59,11 @@ class Tracker:
         self.finish(0 if error is None else 1)
 
     @property
+    def active(self) -> bool:
+        """Whether there is a W&B run."""
+        return self._run is not None
+
+    @property
     def identity(self) -> str:
         """The id of the W&B run: a digest of experiment, task, ensemble, method and seed."""
         labels = self._config["run"]

@@ -40,7 +40,9 @@ def finish(decoder: Decoder) -> list[int]:
     return at_work
 
 
-def decode(model: LlamaForCausalLM, numbers: list[int], max_batch: int, tokens: int = 10**6) -> dict[int, list]:
+def decode(
+    model: LlamaForCausalLM, numbers: list[int], max_batch: int, tokens: int = 10**6
+) -> dict[int, list]:
     rows = rows_of(numbers)
     decoder = Decoder(model, frozenset({EOS}), max_batch=max_batch, max_batch_tokens=tokens)
     for row in rows.values():

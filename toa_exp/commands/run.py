@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 
 from toa_exp import records
 from toa_exp.app import launch
-from toa_exp.curves import Curve, write_curve
+from toa_exp.curves import Curve, Row, write_curve
 from toa_exp.errors import Incomplete
+from toa_exp.figures import figures
 from toa_exp.job import Job, assemble
 from toa_exp.labels import labels
 from toa_exp.progress import Progress
@@ -50,12 +51,18 @@ def _run(config: DictConfig) -> None:
         rows = watch.curve.rows()
         if any(row["problems"] for row in rows):
             write_curve(folder / "curve.csv", rows)
-            tracker.curve(rows)
-            tracker.outputs()
             print(records.table(rows, record, folder))
-    log.info("done: %s", watch.counts)
-    if watch.reasons:
-        raise _incomplete(watch.reasons, job.problems)
+            _track(tracker, rows, folder)
+        log.info("done: %s", watch.counts)
+        if watch.reasons:
+            raise _incomplete(watch.reasons, job.problems)
+
+
+def _track(tracker: Tracker, rows: list[Row], folder: Path) -> None:
+    if tracker.active:
+        tracker.curve(rows)
+        tracker.figures(figures(folder, "flops", None, folder / "figures"))
+        tracker.outputs()
 
 
 class _Watch:

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
-from transformers.cache_utils import DynamicLayer as FullLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from toa_exp.engines.cache import RowCache
 from toa_exp.errors import BadInput
@@ -52,9 +51,7 @@ class Decoder:
     In float32 a text does not depend on its batch; with fewer bits it may, through rounding.
     """
 
-    def __init__(
-        self, model: Any, stop: frozenset[int], *, max_batch: int, max_batch_tokens: int
-    ) -> None:
+    def __init__(self, model: Any, stop: frozenset[int], *, max_batch: int, max_batch_tokens: int) -> None:
         _check_layers(model.config)
         self.rows: list[Row] = []
         self.waiting: list[Row] = []
@@ -128,9 +125,11 @@ class Decoder:
         logits = self._forward(self._tensor(ids), mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
         if cache.get_seq_length() != width:
             raise BadInput(f"{type(self._model).__name__} keeps no key-value cache; choose another engine")
+        layers: list[Any] = cache.layers
+        states = [[layer.keys, layer.values] for layer in layers]
         if self._cache is None:
-            self._cache = RowCache(len(cache.layers))
-        self._cache.admit(cache)
+            self._cache = RowCache(states)
+        self._cache.admit(states)
         self._write(group, logits, started)
         return self._leave()
 
@@ -236,7 +235,7 @@ def choose_tokens(
 def _check_layers(config: Any) -> None:
     """Raise BadInput for a model that keeps more than keys and values, which rows cannot carry along."""
     for layer in DynamicCache(config=config).layers:
-        if type(layer) not in (FullLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise BadInput(
                 f"models of type {config.model_type} have recurrent layers ({type(layer).__name__}), which "
                 f"engine=transformers cannot batch; choose another engine"

@@ -7,7 +7,8 @@ is never run and weights are read from safetensors only, since other formats may
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +82,17 @@ def load_model(
 
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
-    progress = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
     try:
-        loaded, info = getattr(transformers, family).from_pretrained(
-            _folder_or_id(model),
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            loaded, info = getattr(transformers, family).from_pretrained(
+                _folder_or_id(model),
+                revision=revision,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
         _check_complete(info, model, whose)
         return loaded.to(device).eval()
     except BadInput:
@@ -101,19 +102,38 @@ def load_model(
         raise Unavailable(f"{whose}: {model!r} does not fit on {device}; free memory there") from error
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise _unusable(whose, model, "model", error) from error
-    finally:
-        if progress:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def _check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:
-    """Weights that are missing are drawn at random by transformers, which must never pass."""
-    missing = sorted(info["missing_keys"])
+    """Tensors that are missing or misshapen are drawn at random by transformers: that must not pass."""
+    mend = "Copy or download the model again, or check that it is of the kind that is wanted here"
+    missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     if missing:
         raise BadInput(
-            f"{whose}: the weights of {model!r} lack {len(missing)} tensors, {missing[0]!r} first. Copy or "
-            f"download the model again, or check that it is of the kind that is wanted here"
+            f"{whose}: {len(missing)} weights of {model!r} are missing, e.g. {missing[0]!r}. {mend}"
         )
+    if misshapen:
+        name, found, expected = misshapen[0]
+        raise BadInput(
+            f"{whose}: {len(misshapen)} weights of {model!r} have another shape than its config.json says, "
+            f"e.g. {name!r} with {list(found)} instead of {list(expected)}. {mend}"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bar and the warnings of transformers: what matters of them is raised."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.ERROR)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _folder_or_id(model: str) -> str:

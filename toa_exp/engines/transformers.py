@@ -220,9 +220,7 @@ class _Lane:
             )
         usage = Usage(len(row.prompt), len(row.tokens))
         tokens = row.tokens[:-1] if row.tokens[-1] in self._stop else row.tokens
-        text = self._tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Sample(text, usage, row.seconds)
 
 

@@ -204,7 +204,7 @@ def _window(max_length: int | None, config: Any, tokenizer: Any) -> float:
     """The most tokens that are read; raises BadInput for a `max_length` that the model cannot read."""
     window = loading.window_of(config) or math.inf
     if max_length is None:
-        return min(window, tokenizer.model_max_length)
+        return min(window, float(tokenizer.model_max_length))
     if max_length > window:
         raise BadInput(f"reward.max_length={max_length} is over the model's window of {window} tokens")
     return max_length

@@ -1,0 +1,68 @@
+"""Every choice of every group composes, and is what it names."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from toa_exp import labels
+from toa_exp.app import CONF
+from toa_exp.build import build, build_function
+from toa_exp.cli import group_choices
+
+CHOICES = [(group, choice) for group, choices in group_choices().items() for choice in choices]
+FUNCTIONS = ("method", "selection")
+BUILT = ("task", "reward", "engine")
+
+
+def compose(*overrides):
+    labels.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes(group, choice):
+    config = compose(f"{group}={choice}")
+    if group == "experiment":
+        return
+    node = config[group]
+    assert node
+    if group in FUNCTIONS:
+        build_function(node, group, set())
+    elif group in BUILT:
+        assert hydra.utils.get_object(node._target_)
+
+
+@pytest.mark.parametrize("choice", [c for g, c in CHOICES if g == "task"])
+def test_every_task_is_built(choice, tmp_path):
+    config = compose(f"task={choice}", f"task.path={tmp_path / 'q.jsonl'}")
+    task = build(config.task, "task")
+    for template in ("direct", "refine", "aggregate"):
+        drafts = {"direct": [], "refine": ["one"], "aggregate": ["one", "two"]}[template]
+        from toa_exp.core import Problem
+
+        messages = task.render(Problem("p", "Why?"), template, drafts)
+        assert "Why?" in messages[-1]["content"]
+        assert all(draft in messages[-1]["content"] for draft in drafts)
+
+
+def test_an_ensemble_may_choose_engine_and_reward_and_the_command_line_wins():
+    assert compose("ensemble=simulated").engine._target_.endswith("Simulator")
+    config = compose("ensemble=simulated", "engine=replay", "reward=verifier")
+    assert config.engine._target_.endswith("Replay") and config.reward._target_.endswith("Verifier")
+
+
+def test_the_folder_in_front_of_the_repository_is_the_one_that_ships():
+    link = Path(__file__).parents[1] / "conf"
+    if not link.exists():
+        pytest.skip("not in a checkout")
+    assert link.resolve() == CONF
+
+
+def test_yaml_files_say_what_they_are():
+    for path in CONF.rglob("*.yaml"):
+        text = path.read_text()
+        assert text.startswith("#") or path.parent == CONF, path
+        OmegaConf.create(text)
