@@ -18,7 +18,9 @@ def test_anytime_methods_read_off_what_runs_of_their_own_give(tmp_path, method):
     together, _ = run(tmp_path / "together", method, budgets=Budgets("samples", (3, 8, 13), 13))
     engine = ToyEngine()
     for budget in (3, 8, 13):
-        alone, _ = run(tmp_path / str(budget), method, engine=engine, budgets=Budgets("samples", (budget,), 13))
+        alone, _ = run(
+            tmp_path / str(budget), method, engine=engine, budgets=Budgets("samples", (budget,), 13)
+        )
         assert lines(alone) == [line for line in lines(together) if line["budget"] == budget]
 
 
@@ -61,7 +63,7 @@ def test_under_a_limit_a_search_is_a_complete_one_of_its_length(tmp_path, method
 
 def test_a_limit_below_one_sample_gives_no_answer(tmp_path):
     for method in (random, toa):
-        text, seen = run(tmp_path / method.__name__, method, budgets=Budgets("tokens", (1.0,), 8), problems=2)
+        text, _ = run(tmp_path / method.__name__, method, budgets=Budgets("tokens", (1.0,), 8), problems=2)
         assert [(line["samples"], line["answer"]) for line in lines(text)] == [([], None)] * 2
 
 

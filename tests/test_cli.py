@@ -28,8 +28,8 @@ def ok(result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[
 def test_gsm8k_with_simulated_agents(shared, tmp_path):
     path = shared / "data" / "math" / "gsm8k_test.jsonl"
     result = ok(
-        cli("run", "task=gsm8k", f"task.path={path}", "task.limit=8", "ensemble=simulated", "reward=simulated",
-            "method=toa", "budget.samples=[8,16,32]", cwd=tmp_path)
+        cli("run", "task=gsm8k", f"task.path={path}", "task.limit=8", "ensemble=simulated",
+            "reward=simulated", "method=toa", "budget.samples=[8,16,32]", cwd=tmp_path)
     )  # fmt: skip
     folder = tmp_path / "results" / "default" / "gsm8k" / "simulated" / "toa" / "seed=0"
     curve = (folder / "curve.csv").read_text().splitlines()
@@ -113,7 +113,9 @@ def test_kill_at_random_moments_then_resume(questions, tmp_path):
     keys = [draw["draw"] for draw in lines(ok(cli("store", "export", cwd=killed)).stdout)]
     reference = [draw["draw"] for draw in lines(ok(cli("store", "export", cwd=whole)).stdout)]
     assert sorted(keys) == sorted(reference) and stored <= len(keys)
-    drawn = int((killed / relative).with_name("run.log").read_text().rpartition("drawn=")[2].partition(",")[0])
+    drawn = int(
+        (killed / relative).with_name("run.log").read_text().rpartition("drawn=")[2].partition(",")[0]
+    )
     assert drawn == len(keys) - stored, log.stderr
 
 
@@ -146,7 +148,11 @@ def test_a_method_of_ones_own_package(questions, tmp_path):
         "    for _ in range(budget):\n"
         "        yield [Request(rng.choice(agents))]\n"
     )
-    ok(cli(*RUN, f"task.path={questions}", "method._target_=mypkg.mymethod", "budget.samples=4", cwd=tmp_path))
+    ok(
+        cli(
+            *RUN, f"task.path={questions}", "method._target_=mypkg.mymethod", "budget.samples=4", cwd=tmp_path
+        )
+    )
     (curve,) = tmp_path.rglob("curve.csv")
     assert curve.parts[-3] == "mymethod"
     conf = tmp_path / "conf" / "method"

@@ -47,7 +47,5 @@ def test_decisions_are_those_recorded(shared):
     given = [(row["gold"], row["pred"]) for row in rows]
     expected = [row["math_verify"]["wrapped"] for row in rows]
     found = verdicts(given, timeout=20.0)
-    different = [
-        row["id"] for row, want, got in zip(rows, expected, found, strict=True) if bool(want) != got
-    ]
+    different = [row["id"] for row, want, got in zip(rows, expected, found, strict=True) if bool(want) != got]
     assert different == []

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from helpers import Seen, ToyEngine, ToyReward, lines, run
@@ -40,7 +41,7 @@ def test_a_rerun_draws_and_scores_nothing(tmp_path, method):
 
 
 def test_lines_say_what_was_done(tmp_path):
-    text, seen = run(tmp_path, prs, problems=1, budgets=Budgets("samples", (2, 4), 9))
+    text, _ = run(tmp_path, prs, problems=1, budgets=Budgets("samples", (2, 4), 9))
     two, four = lines(text)
     assert [two["problem"], two["budget"], four["budget"]] == ["p0", 2, 4]
     assert [sample["template"] for sample in four["samples"]] == ["direct", "direct", "refine", "refine"]
@@ -135,7 +136,7 @@ def test_a_typed_failure_costs_but_is_neither_parent_nor_answer(tmp_path):
             return sample
 
     reward = ToyReward()
-    text, seen = run(tmp_path, toa, engine=Overflowing(), reward=reward, budgets=Budgets("samples", (12,), 12))
+    text, _ = run(tmp_path, toa, engine=Overflowing(), reward=reward, budgets=Budgets("samples", (12,), 12))
     failed = 0
     for line in lines(text):
         samples = line["samples"]
@@ -221,7 +222,7 @@ def test_a_slow_problem_holds_nobody_up_and_the_order_is_kept(tmp_path):
 def test_open_problems_are_bounded(tmp_path):
     class Counting(ToyEngine):
         most = 0
-        open: set[str] = set()
+        open: ClassVar[set[str]] = set()
 
         async def sample(self, draw):
             self.open.add(draw.problem.id)

@@ -14,7 +14,8 @@ A = Request("a")
 
 def replies(*pairs):
     return [
-        Reply(A, text, reward, Usage(1, 1), None if reward > -math.inf else "failed") for text, reward in pairs
+        Reply(A, text, reward, Usage(1, 1), None if reward > -math.inf else "failed")
+        for text, reward in pairs
     ]
 
 

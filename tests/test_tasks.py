@@ -130,7 +130,8 @@ def test_final_answers(text, answer):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("1,250.00", "1250"), ("  Blue Whale.", "blue  whale"), ("$-0.50$", "-.5"), ("-0", "0")]
+    ("one", "other"),
+    [("1,250.00", "1250"), ("  Blue Whale.", "blue  whale"), ("$-0.50$", "-.5"), ("-0", "0")],
 )
 def test_normalised_answers_are_equal(one, other):
     assert normalise(one) == normalise(other)

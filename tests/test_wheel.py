@@ -18,7 +18,17 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason=
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+    ]
     subprocess.run([*build, str(ROOT)], check=True)
     (path,) = folder.glob("*.whl")
     return path
@@ -52,7 +62,14 @@ def test_the_installed_wheel_runs_from_any_folder(wheel, tmp_path):
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     where = [str(python), "-c", "import toa_exp; print(toa_exp.__file__)"]
     assert str(site) in subprocess.run(where, capture_output=True, text=True, cwd=folder, env=clean).stdout
-    run = ["-c", "from toa_exp.cli import main; main()", "run", "task=jsonl", "task.path=q.jsonl", "budget.samples=2"]
+    run = [
+        "-c",
+        "from toa_exp.cli import main; main()",
+        "run",
+        "task=jsonl",
+        "task.path=q.jsonl",
+        "budget.samples=2",
+    ]
     result = subprocess.run([str(python), *run], capture_output=True, text=True, cwd=folder, env=clean)
     assert result.returncode == 0, result.stderr
     assert (folder / "results/default/jsonl/simulated/toa/seed=0/curve.csv").is_file()

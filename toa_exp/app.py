@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import hydra
@@ -14,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from toa_exp import labels
@@ -108,8 +109,7 @@ def _name_experiments(override: Override, arguments: list[str]) -> None:
 
 def _config_dirs(arguments: list[str]) -> list[Path]:
     """The folders given by --config-dir."""
-    pairs = zip(arguments, arguments[1:], strict=False)
-    return [Path(value).resolve() for flag, value in pairs if flag in ("--config-dir", "-cd")]
+    return [Path(value).resolve() for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
 
 
 def _rewritten(arguments: list[str], overrides: list[Override]) -> list[str]:

@@ -42,9 +42,10 @@ class Budgets:
         if unit == "samples" and limit is not None:
             raise BadInput("budget.limit needs budget.unit=tokens, flops, usd or seconds")
         given = samples if unit == "samples" else limit
-        values = tuple(given) if isinstance(given, Sequence) else (given,)
-        name = "samples" if unit == "samples" else "limit"
-        if not values or not all(isinstance(v, int | float) and v > 0 for v in values):
+        listed = given if isinstance(given, Sequence) else [given]
+        values = [value for value in listed if isinstance(value, int | float) and value > 0]
+        if not listed or len(values) < len(listed):
+            name = "samples" if unit == "samples" else "limit"
             raise BadInput(f"budget.{name}={given}: give one number above 0 or a list of them")
         if unit == "samples" and not all(isinstance(value, int) for value in values):
             raise BadInput(f"budget.samples={given}: a number of samples is an integer")
@@ -66,7 +67,9 @@ class Budgets:
             allowance = Allowance(self.unit, self.values[-1])
             steps = (await player.play(problem, self.max_samples, allowance)).steps
             return [_affordable(steps, Allowance(self.unit, value)) for value in self.values]
-        return await gather_all([self._largest(player, problem, Allowance(self.unit, v)) for v in self.values])
+        return await gather_all(
+            [self._largest(player, problem, Allowance(self.unit, v)) for v in self.values]
+        )
 
     async def _largest(self, player: Player, problem: Problem, allowance: Allowance) -> list[Step]:
         """The steps of the longest complete search that the allowance pays for.
@@ -107,4 +110,3 @@ def _total(steps: list[Step]) -> Cost:
     for step in steps:
         total.add(step.cost)
     return total
-

@@ -23,11 +23,47 @@ from toa_exp.errors import BadInput, choose
 
 # The feed-forward block of these families is gated: three matrices instead of two.
 _GATED = frozenset(
-    "llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text phi3 olmo olmo2 "
-    "smollm3 granite cohere cohere2 stablelm internlm2 yi modernbert".split()
+    [
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "phi3",
+        "olmo",
+        "olmo2",
+        "smollm3",
+        "granite",
+        "cohere",
+        "cohere2",
+        "stablelm",
+        "internlm2",
+        "yi",
+        "modernbert",
+    ]
 )
-_PLAIN = frozenset("gpt2 gpt_neox opt phi bert roberta xlm-roberta deberta-v2 distilbert electra".split())
-_BIDIRECTIONAL = frozenset("bert roberta xlm-roberta deberta-v2 distilbert electra modernbert".split())
+_PLAIN = frozenset(
+    [
+        "gpt2",
+        "gpt_neox",
+        "opt",
+        "phi",
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+    ]
+)
+_BIDIRECTIONAL = frozenset(
+    ["bert", "roberta", "xlm-roberta", "deberta-v2", "distilbert", "electra", "modernbert"]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +128,9 @@ def architecture(config: Mapping[str, Any], *, output_head: bool = True) -> Arch
     layers = field("num_hidden_layers", "n_layer", "n_layers")
     heads = field("num_attention_heads", "n_head", "n_heads")
     key_value_heads = config.get("num_key_value_heads") or heads
-    head_size = config.get("head_dim") or hidden // heads
+    head_size = int(config.get("head_dim") or hidden // heads)
     projections = 2 * hidden * heads * head_size + 2 * hidden * key_value_heads * head_size
-    blocks = sum(_feed_forward(config, field, hidden, layer) for layer in range(layers))
+    blocks: int = sum(_feed_forward(config, field, hidden, layer) for layer in range(layers))
     table = hidden * field("vocab_size")
     tied = config.get("tie_word_embeddings", family in {"gpt2", "gemma", "gemma2", "gemma3_text"})
     return Architecture(
@@ -122,9 +158,7 @@ def _reader(config: Mapping[str, Any], family: str) -> Callable[..., int]:
     return field
 
 
-def _feed_forward(
-    config: Mapping[str, Any], field: Callable[..., int], hidden: int, layer: int
-) -> int:
+def _feed_forward(config: Mapping[str, Any], field: Callable[..., int], hidden: int, layer: int) -> int:
     """Active parameters of one layer's feed-forward block."""
     matrices = 3 if config["model_type"] in _GATED else 2
     experts = config.get("num_local_experts") or config.get("num_experts")
@@ -134,8 +168,8 @@ def _feed_forward(
             return matrices * hidden * 4 * hidden
         return matrices * hidden * field("intermediate_size", "n_inner", "hidden_dim", "ffn_dim")
     width = field("moe_intermediate_size", "intermediate_size")
-    shared = config.get("shared_expert_intermediate_size") or 0
-    router = hidden * experts
+    shared = int(config.get("shared_expert_intermediate_size") or 0)
+    router = hidden * int(experts)
     return router + matrices * hidden * (field("num_experts_per_tok") * width + shared)
 
 

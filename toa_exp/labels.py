@@ -29,7 +29,7 @@ def in_folder_name(key: str) -> bool:
     return key in PARTS or key.startswith("method.") or key == "ensemble.agents"
 
 
-def labels(config: DictConfig, hydra: DictConfig) -> dict[str, str]:
+def labels(config: DictConfig, hydra: Any) -> dict[str, str]:
     """The names of a run by part; `hydra` is the node of Hydra's own configuration."""
     choices = hydra.runtime.choices
     given = _given(hydra.overrides.task)

@@ -34,8 +34,7 @@ def record(config: DictConfig, choices: Mapping[str, Any], names: Mapping[str, s
 def write(path: Path, values: Mapping[str, Any]) -> None:
     """Write config.yaml; where it replaces that of another configuration, log the differences."""
     if path.is_file():
-        before = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(before, dict)
+        before: Any = OmegaConf.to_container(OmegaConf.load(path))
         changes = [
             f"{key} {old!r} -> {new!r}"
             for key, (old, new) in _differences(_flat(before), _flat(values)).items()
@@ -72,7 +71,10 @@ def table(rows: Sequence[Row], values: Mapping[str, Any], folder: Path) -> str:
     heads = ["budget", "samples", "tokens", "FLOPs", *metrics]
     lines = [[_cell(row, head) for head in heads] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [heads, *lines]]
+    text = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in [heads, *lines]
+    ]
     problems = max((row["problems"] for row in rows), default=0)
     failed = max((row["failed"] for row in rows), default=0)
     return "\n".join([*text, signature(values, problems, failed), f"written to {folder}", ""])

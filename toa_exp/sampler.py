@@ -41,9 +41,7 @@ class Sampler:
     `backoff` seconds at first and twice as long each time, up to a minute.
     """
 
-    def __init__(
-        self, engine: Engine, reward: Reward, store: Store, *, retries: int, backoff: float
-    ) -> None:
+    def __init__(self, engine: Engine, reward: Reward, store: Store, *, retries: int, backoff: float) -> None:
         self.counts = Counts()
         self.agent_digests = {
             name: store.register(agent.fingerprint()) for name, agent in engine.agents.items()

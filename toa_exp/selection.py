@@ -57,9 +57,7 @@ def _usable(replies: Sequence[Reply]) -> list[int]:
     return [index for index, reply in enumerate(replies) if reply.failure is None]
 
 
-def _vote(
-    replies: Sequence[Reply], canonical: Canonical, weight: Callable[[int], float]
-) -> int | None:
+def _vote(replies: Sequence[Reply], canonical: Canonical, weight: Callable[[int], float]) -> int | None:
     ballots: dict[str, list[int]] = {}
     for index in _usable(replies):
         answer = canonical(replies[index].text)

@@ -94,7 +94,9 @@ class Store:
         database.execute("PRAGMA synchronous = NORMAL")
 
     def _state(self) -> tuple[int, int, int]:
-        query = "SELECT * FROM pragma_application_id, pragma_user_version, (SELECT count(*) FROM sqlite_master)"
+        query = (
+            "SELECT * FROM pragma_application_id, pragma_user_version, (SELECT count(*) FROM sqlite_master)"
+        )
         application, version, tables = self._db.execute(query).fetchone()
         return application, version, tables
 

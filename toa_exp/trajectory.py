@@ -17,6 +17,7 @@ from toa_exp.errors import BadInput, MethodError
 from toa_exp.sampler import Sampler
 from toa_exp.tasks.base import Task
 
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One sample of a trajectory; `parents` are indices of earlier steps."""
@@ -211,4 +212,3 @@ class _Game:
         scored = 0 if score is None else score.tokens
         cost = self._player._accountant(draw.request.agent, sample.usage, sample.seconds, scored)
         return Step(reply, prompt.parents, draw.key, cost)
-

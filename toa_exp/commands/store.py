@@ -31,7 +31,9 @@ def _store(config: DictConfig) -> None:
         raise choose("action", config.action, list(actions))
     path = Path(config.store.path)
     if not path.is_file():
-        raise BadInput(f"there is no store at {path}; give store.path=<file>, or results=<folder of the runs>")
+        raise BadInput(
+            f"there is no store at {path}; give store.path=<file>, or results=<folder of the runs>"
+        )
     store = Store(path)
     try:
         if config.out is None:
@@ -49,7 +51,10 @@ def _stats(store: Store, out: TextIO) -> None:
                                      "pragma_page_count, pragma_page_size"))  # fmt: skip
     print(f"{store.path}: {problems} problems, {size / 1e6:.1f} MB", file=out)
     names = _fingerprints(store)
-    print(f"{'draws':>10} {'failed':>8} {'prompt tok.':>12} {'compl. tok.':>12} {'seconds':>10}  agent", file=out)
+    print(
+        f"{'draws':>10} {'failed':>8} {'prompt tok.':>12} {'compl. tok.':>12} {'seconds':>10}  agent",
+        file=out,
+    )
     query = (
         "SELECT agent, count(*), count(failure), sum(prompt_tokens), sum(completion_tokens), sum(seconds) "
         "FROM draws GROUP BY agent ORDER BY 2 DESC, 1"
@@ -57,7 +62,9 @@ def _stats(store: Store, out: TextIO) -> None:
     for agent, draws, failed, prompt, completion, seconds in store.rows(query):
         print(f"{draws:10} {failed:8} {prompt:12} {completion:12} {seconds:10.1f}  {names[agent]}", file=out)
     print(f"{'scores':>10} {'tokens':>12} {'seconds':>10}  reward", file=out)
-    query = "SELECT reward_model, count(*), sum(tokens), sum(seconds) FROM scores GROUP BY 1 ORDER BY 2 DESC, 1"
+    query = (
+        "SELECT reward_model, count(*), sum(tokens), sum(seconds) FROM scores GROUP BY 1 ORDER BY 2 DESC, 1"
+    )
     for reward, scores, tokens, seconds in store.rows(query):
         print(f"{scores:10} {tokens:12} {seconds:10.1f}  {names[reward]}", file=out)
 

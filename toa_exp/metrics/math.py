@@ -20,8 +20,8 @@ _START = 120.0  # seconds for the worker to import its libraries
 _LINE_LIMIT = 1 << 26
 
 
-# Math-Verify's parser is complete only with this version of ANTLR, and Hydra needs another. The worker is
-# a process of its own, so it can have its own copy: `make install` puts one here.
+# Math-Verify's parser is complete only with this version of ANTLR, and Hydra needs another. The worker
+# is a process of its own, so it can have its own copy: `make install` puts one here.
 _ANTLR = Path(sys.prefix) / "share" / "toa-exp" / "antlr4"
 _INSTALL = f"pip install --no-deps --target {_ANTLR} antlr4-python3-runtime==4.13.2"
 
@@ -30,8 +30,9 @@ class MathVerify:
     """Judge: Math-Verify finds the text's final answer equal to the reference.
 
     A reference without math delimiters is read as if it stood in $...$, and so is the final answer
-    of a text without them. An answer that is not found equal within `timeout` seconds, or that takes the worker
-    down, counts as not equal and is logged; the worker is started anew. `workers` run side by side.
+    of a text without them. An answer that is not found equal within `timeout` seconds, or that takes
+    the worker down, counts as not equal and is logged; the worker is started anew. `workers` run
+    side by side.
     Source: https://github.com/huggingface/Math-Verify.
     """
 
@@ -98,7 +99,9 @@ class _Worker:
             await self.stop()  # its answer would be taken for the next one's
             raise
         if not line:
-            log.warning("an answer was not verified within %g s and counts as wrong: %.80r", self._timeout, answer)
+            log.warning(
+                "an answer was not verified within %g s and counts as wrong: %.80r", self._timeout, answer
+            )
             await self.stop()
             return False
         return bool(json.loads(line))

@@ -78,7 +78,9 @@ class Prompts:
             found = problem.meta if name.startswith("meta.") else values
             key = name.removeprefix("meta.")
             if key not in found:
-                raise BadInput(f"a prompt template uses {{{name}}}, which problem {problem.id!r} does not have")
+                raise BadInput(
+                    f"a prompt template uses {{{name}}}, which problem {problem.id!r} does not have"
+                )
             return str(found[key])
 
         return self._PLACE.sub(value, content)

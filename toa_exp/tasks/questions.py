@@ -19,9 +19,10 @@ class Questions:
     """A question-answering task.
 
     `fields` names the row fields of `id` (rows without it are numbered from 0), `prompt` and
-    `reference`; all others go to a problem's meta. `reference_pattern` takes its group 1 out of the reference.
-    `limit` keeps the first problems and `ids` those named. `judge` decides whether an answer equals
-    the reference (metric `accuracy`); where no row has a reference there is no metric.
+    `reference`; all others go to a problem's meta. Of the reference only group 1 of
+    `reference_pattern` is kept. `limit` keeps the first problems and `ids` those named. `judge`
+    decides whether an answer equals the reference (metric `accuracy`); where no row has a reference
+    there is no metric.
     """
 
     def __init__(

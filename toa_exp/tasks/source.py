@@ -62,8 +62,9 @@ def _hub_rows(hub: dict[str, Any]) -> Iterator[Row]:
         data = load_dataset(hub["path"], hub.get("name"), split=hub["split"], revision=hub.get("revision"))
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(
-            f"the data set {hub['path']!r} could not be loaded from the hub ({type(error).__name__}: {error}). "
-            f"Where the hub is out of reach, give a JSON Lines file of the same fields: task.path=<file>"
+            f"the data set {hub['path']!r} could not be loaded from the hub "
+            f"({type(error).__name__}: {error}). Where the hub is out of reach, give a JSON Lines "
+            f"file of the same fields: task.path=<file>"
         ) from error
     for row in data:
         yield dict(row)
