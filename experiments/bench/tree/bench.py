@@ -1,10 +1,10 @@
 """What a decision of TOA costs: its incremental tree, a scan of the whole tree, and TreeQuest, in one run.
 
-All are given the same normally distributed rewards. `scan` is TOA again, written straight from the
-rules: it walks the whole tree to count a layer and sums lists for means. Its decisions must be those
-of `toa_exp.methods.toa`. TreeQuest's StandardMCTS is another search with the same number of samples
-and agents; it shows what a search costs in a library for it. Times are process CPU time, the
-contenders take turns, and the result is their ratio to TOA in the same run.
+A sample's reward is half its draft's plus normal noise, the same for all. `scan` is TOA again, written
+straight from the rules: it walks the whole tree to count a layer and sums lists for means. Its
+decisions must be those of `toa_exp.methods.toa`. TreeQuest's StandardMCTS is another search with the
+same number of samples and agents; it shows what a search costs in a library for it. Times are process
+CPU time, the contenders take turns, and the result is their ratio to TOA in the same run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from toa_exp.tree import normalise
 Method = Callable[[Problem, Sequence[str], int, Random], Search]
 PROBLEM = Problem("bench", "")
 USAGE = Usage(1, 1)
-REWARD_SCALE = 0.1  # standard deviation of the rewards
+INHERITED = 0.5  # share of its draft's reward that a refinement starts from
+NOISE = 0.1  # standard deviation
 
 
 @dataclass(slots=True)
@@ -110,13 +111,15 @@ def echo(problem: Problem, agents: Sequence[str], budget: int, rng: Random) -> S
         yield requests
 
 
-def drive(method: Method, agents: Sequence[str], rewards: Sequence[float]) -> list[Reply]:
-    """Run a method, giving the i-th request the i-th reward."""
-    search = method(PROBLEM, agents, len(rewards), Random(0))
+def drive(method: Method, agents: Sequence[str], noise: Sequence[float]) -> list[Reply]:
+    """Run a method, giving the i-th request the i-th noise on top of what it inherits."""
+    search = method(PROBLEM, agents, len(noise), Random(0))
     (request,) = next(search)
     replies = []
     try:
-        for reward in rewards:
+        for reward in noise:
+            if request.parents:
+                reward += INHERITED * request.parents[0].reward
             reply = Reply(request, "", reward, USAGE)
             replies.append(reply)
             (request,) = search.send([reply])
@@ -125,25 +128,26 @@ def drive(method: Method, agents: Sequence[str], rewards: Sequence[float]) -> li
     return replies
 
 
-def drive_treequest(agents: Sequence[str], values: Sequence[float]) -> None:
-    """Run StandardMCTS one `step` a sample, in place; scores are normalised rewards, as it needs them."""
-    score = iter(values).__next__
+def drive_treequest(agents: Sequence[str], noise: Sequence[float], tau: float) -> None:
+    """Run StandardMCTS one `step` a sample, in place; it needs scores between 0 and 1, as TOA's tree does."""
+    following = iter(noise).__next__
 
-    def generate(parent: str | None) -> tuple[str, float]:
-        return "", score()
+    def generate(draft: float | None) -> tuple[float, float]:
+        reward = following() + INHERITED * (draft or 0.0)
+        return reward, normalise(reward, tau)
 
-    algorithm: StandardMCTS[str] = StandardMCTS()
+    algorithm: StandardMCTS[float] = StandardMCTS()
     state = algorithm.init_tree()
     actions = dict.fromkeys(agents, generate)
-    for _ in values:
+    for _ in noise:
         state = algorithm.step(state, actions, inplace=True)
 
 
 def decisions(replies: Sequence[Reply]) -> list[tuple[str, str, list[int]]]:
     """Agent, template and the parents' indices of every request."""
     index = {id(reply): number for number, reply in enumerate(replies)}
-    requests = [reply.request for reply in replies]
-    return [(request.agent, request.template, [index[id(p)] for p in request.parents]) for request in requests]
+    asked = [reply.request for reply in replies]
+    return [(one.agent, one.template, [index[id(parent)] for parent in one.parents]) for one in asked]
 
 
 def measure(budget: int, options: argparse.Namespace) -> tuple[dict[str, list[float]], int]:
@@ -151,16 +155,16 @@ def measure(budget: int, options: argparse.Namespace) -> tuple[dict[str, list[fl
     agents = [f"agent{number}" for number in range(options.agents)]
     draws = Random(f"{options.seed}/{budget}")
     searches = math.ceil(options.samples / budget)
-    worlds = [[draws.gauss(0.0, REWARD_SCALE) for _ in range(budget)] for _ in range(searches)]
-    values = [[normalise(reward, options.tau) for reward in world] for world in worlds]
+    worlds = [[draws.gauss(0.0, NOISE) for _ in range(budget)] for _ in range(searches)]
     ours = partial(toa, alpha=options.alpha, tau=options.tau)
     reference = partial(scan, alpha=options.alpha, tau=options.tau)
     for world in worlds:
-        assert decisions(drive(ours, agents, world)) == decisions(drive(reference, agents, world))
+        if decisions(drive(ours, agents, world)) != decisions(drive(reference, agents, world)):
+            raise SystemExit(f"toa and scan decide differently at N={budget}, seed={options.seed}")
     contenders: dict[str, Callable[[int], object]] = {
         "driver": lambda number: drive(echo, agents, worlds[number]),
         "toa": lambda number: drive(ours, agents, worlds[number]),
-        "treequest": lambda number: drive_treequest(agents, values[number]),
+        "treequest": lambda number: drive_treequest(agents, worlds[number], options.tau),
         "scan": lambda number: drive(reference, agents, worlds[number]),
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -202,7 +206,7 @@ def main() -> None:
     parts = {
         "bench": "tree",
         "unit": "process CPU microseconds a sample, minimum of rounds; ratios to toa",
-        "rewards": f"normal(0,{REWARD_SCALE})",
+        "rewards": f"{INHERITED}*draft+normal(0,{NOISE})",
         "seed": options.seed,
         "agents": options.agents,
         "N": options.budgets,

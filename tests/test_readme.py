@@ -1,0 +1,59 @@
+"""The README's own method, and every name it gives, as a reader would use them."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from helpers import cli, lines
+
+from toa_exp.cli import group_choices
+
+README = Path(__file__).parents[1] / "README.md"
+pytestmark = pytest.mark.skipif(not README.is_file(), reason="not in a checkout")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.S)
+
+
+def commands():
+    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("toa-exp")]
+
+
+def test_adding_a_method_is_one_file_and_one_yaml(tmp_path):
+    (source,) = [block for block in blocks("python") if "def patient" in block]
+    (config,) = [block for block in blocks("yaml") if "patient" in block]
+    assert len(source.splitlines()) < 60
+    (tmp_path / "patient.py").write_text(source)
+    path = tmp_path / "conf" / "method" / "patient.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(config)
+    (run,) = [command for command in commands() if "method=patient,toa" in command]
+    run = [argument.replace("problems=50", "problems=5") for argument in run]
+    result = cli(*run[1:], "budget.samples=[4,8]", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for method in ("patient", "toa"):
+        (path,) = tmp_path.glob(f"results/mine/*/*/{method}/seed=0/trajectories.jsonl")
+        counts = [(line["budget"], len(line["samples"])) for line in lines(path.read_text())]
+        assert counts == [(4, 4), (8, 8)] * 5
+    (figures,) = [command for command in commands() if "results/mine" in command]
+    assert cli(*figures[1:], cwd=tmp_path).returncode == 0
+
+
+def test_the_table_of_groups_is_complete():
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README.read_text(), re.M))
+    choices = group_choices()
+    for group, named in table.items():
+        assert set(re.findall(r"`(\w+)`", named)) == set(choices[group])
+
+
+def test_every_command_and_group_of_the_readme_exists():
+    known = {"run", "figures", "store"}
+    for command in commands():
+        assert command[1] in known or command[1].startswith("-")
+        for argument in command[2:]:
+            group, _, choice = argument.partition("=")
+            if group in group_choices() and group not in ("experiment",):
+                assert set(choice.split(",")) - {"patient"} <= set(group_choices()[group]), argument
