@@ -5,7 +5,15 @@ from random import Random
 import pytest
 import torch
 from tiny_models import EOS, VOCABULARY, causal_model
-from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaForCausalLM,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedModel,
+)
 
 from toa_exp.engines.decoding import Decoder, Row, choose_tokens
 from toa_exp.errors import BadInput
@@ -74,31 +82,44 @@ def test_rows_that_arrive_while_others_are_decoded_get_the_same_text(model):
     assert {n: row.tokens for n, row in rows.items()} == alone
 
 
-def test_a_sliding_window_holds_for_every_row():
+def small(config: type, **changes: object) -> PreTrainedModel:
+    fields = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "initializer_range": 0.5,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
     torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=8,
-        initializer_range=0.5,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = MistralForCausalLM(config).eval()
+    return AutoModelForCausalLM.from_config(config(**(fields | changes))).eval()
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (MistralConfig, {"num_key_value_heads": 1, "sliding_window": 8}),
+        (Gemma3TextConfig, {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8}),
+        (GPT2Config, {"n_inner": 16}),
+        (OPTConfig, {"ffn_dim": 16, "word_embed_proj_dim": 16}),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_every_kind_of_model_writes_what_transformers_generates(config, changes):
+    """Sliding windows, layers of two kinds, learned positions, and positions made from the mask."""
+    model, reference = small(config, **changes), small(config, **changes)
     rows = rows_of([0, 5, 10, 15, 20])
     decoder = Decoder(model, frozenset(), max_batch=2, max_batch_tokens=10**6)
     for row in rows.values():
         decoder.add(row)
     finish(decoder)
     for row in rows.values():
-        prompt = torch.tensor([row.prompt])
-        whole = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=row.limit
+        ids = torch.tensor([row.prompt])
+        whole = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=row.limit
         )
         assert row.tokens == whole[0, len(row.prompt) :].tolist()
 

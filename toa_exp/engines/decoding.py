@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from toa_exp.engines.attention import attend_by_group
 from toa_exp.engines.cache import RowCache
 from toa_exp.errors import BadInput
 
@@ -53,6 +54,7 @@ class Decoder:
 
     def __init__(self, model: Any, stop: frozenset[int], *, max_batch: int, max_batch_tokens: int) -> None:
         _check_layers(model.config)
+        attend_by_group(model)
         self.rows: list[Row] = []
         self.waiting: list[Row] = []
         self._model = model

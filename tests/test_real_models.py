@@ -1,0 +1,98 @@
+"""The whole command on real, if tiny, models: transformers agents and a learned reward."""
+
+import pytest
+from helpers import cli, lines
+
+pytest.importorskip("torch")
+from tiny_models import causal_model, classifier_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    causal_model(folder / "tiny", seed=1, max_position_embeddings=2048)
+    causal_model(folder / "other", seed=2, max_position_embeddings=2048)
+    classifier_model(folder / "reward", seed=3, max_position_embeddings=4096)
+    return folder
+
+
+def arguments(models, questions, *more):
+    return [
+        "run", "task=jsonl", f"task.path={questions}", "task.limit=4", "engine=transformers",
+        f"ensemble.agents={{tiny:{{model:{models}/tiny}},other:{{model:{models}/other}}}}",
+        "ensemble.sampling.max_tokens=24", "reward=classifier", f"reward.model={models}/reward", *more,
+    ]  # fmt: skip
+
+
+def trajectories(folder):
+    (path,) = folder.rglob("trajectories.jsonl")
+    return lines(path.read_text())
+
+
+def test_one_agent_by_folder(models, questions, tmp_path):
+    result = cli(
+        "run", "task=jsonl", f"task.path={questions}", "engine=transformers",
+        f"ensemble.agents={{tiny:{{model:{models}/tiny}}}}", "ensemble.sampling.max_tokens=16",
+        "reward=classifier", f"reward.model={models}/reward", "method=random", "budget.samples=[4]", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "results/default/jsonl/tiny/random/seed=0/curve.csv").is_file()
+    for line in trajectories(tmp_path):
+        assert {sample["agent"] for sample in line["samples"]} == {"tiny"}
+        assert all(0 < sample["completion_tokens"] <= 16 for sample in line["samples"])
+        assert line["cost"]["flops"] > 0 < line["cost"]["reward_flops"]
+
+
+@pytest.mark.slow
+def test_concurrency_changes_nothing_and_a_moved_model_is_the_same(models, questions, tmp_path):
+    def decisions(folder, *more):
+        folder.mkdir()
+        result = cli(*arguments(models, questions, "method=toa", "budget.samples=[6]", *more), cwd=folder)
+        assert result.returncode == 0, result.stderr
+        return [
+            [(s["draw"], s["parents"], round(s["reward"], 4)) for s in line["samples"]]
+            for line in trajectories(folder)
+        ]
+
+    assert decisions(tmp_path / "one", "concurrency=1") == decisions(tmp_path / "many", "concurrency=8")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("tiny", "other", "reward"):
+        (moved / name).symlink_to(models / name)
+    result = cli(
+        *arguments(moved, questions, "method=toa", "budget.samples=[6]", "engine=replay"),
+        cwd=tmp_path / "one",
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_a_prompt_over_the_window_is_a_typed_failure(models, questions, tmp_path):
+    causal_model(tmp_path / "short", seed=4, max_position_embeddings=150)
+    result = cli(
+        "run", "task=jsonl", f"task.path={questions}", "task.limit=2", "engine=transformers",
+        f"ensemble.agents={{short:{{model:{tmp_path}/short}}}}", "ensemble.sampling.max_tokens=20",
+        "reward=classifier", f"reward.model={models}/reward", "method=sequential", "budget.samples=[4]", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode in (0, 1), result.stderr
+    samples = [sample for line in trajectories(tmp_path) for sample in line["samples"]]
+    assert all((s["failure"] is None) == (s["reward"] is not None) for s in samples)
+    assert all(sample["failure"] in (None, "context_window") for sample in samples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("ensemble.agents={tiny:{model:nowhere/at-all}}", "agent 'tiny'"),
+        ("reward.model=nowhere/at-all", "reward"),
+        ("+ensemble.agents.tiny.options={dtyp:float32}", "Did you mean 'dtype'?"),
+    ],
+)
+def test_models_that_cannot_be_had_are_named(models, questions, tmp_path, change, message):
+    given = arguments(models, questions, "method=random", "budget.samples=2")
+    if change.startswith("ensemble.agents="):
+        given = [argument for argument in given if not argument.startswith("ensemble.agents")]
+    result = cli(*given, change, cwd=tmp_path, env={"HF_HUB_OFFLINE": "1", "PATH": ""})
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
