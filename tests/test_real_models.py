@@ -33,7 +33,8 @@ def test_one_agent_by_folder(models, questions, tmp_path):
     result = cli(
         "run", "task=jsonl", f"task.path={questions}", "engine=transformers",
         f"ensemble.agents={{tiny:{{model:{models}/tiny}}}}", "ensemble.sampling.max_tokens=16",
-        "reward=classifier", f"reward.model={models}/reward", "method=random", "budget.samples=[4]", cwd=tmp_path,
+        "reward=classifier", f"reward.model={models}/reward", "method=random", "budget.samples=[4]",
+        cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "results/default/jsonl/tiny/random/seed=0/curve.csv").is_file()
@@ -72,7 +73,8 @@ def test_a_prompt_over_the_window_is_a_typed_failure(models, questions, tmp_path
     result = cli(
         "run", "task=jsonl", f"task.path={questions}", "task.limit=2", "engine=transformers",
         f"ensemble.agents={{short:{{model:{tmp_path}/short}}}}", "ensemble.sampling.max_tokens=20",
-        "reward=classifier", f"reward.model={models}/reward", "method=sequential", "budget.samples=[4]", cwd=tmp_path,
+        "reward=classifier", f"reward.model={models}/reward", "method=sequential",
+        "budget.samples=[4]", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode in (0, 1), result.stderr
     samples = [sample for line in trajectories(tmp_path) for sample in line["samples"]]
