@@ -164,7 +164,7 @@ def run(
             sampler = Sampler(engine, reward or ToyReward(), open_store, retries=retries, backoff=0.001)
             shapes = {name: architecture(SMALL) for name in engine.agents}
             accountant = Accountant(shapes, dict.fromkeys(shapes), None)
-            player = Player(task, method, list(engine.agents), sampler, accountant, seed)
+            player = Player(task, method, tuple(engine.agents), sampler, accountant, seed)
             runner = Runner(
                 task,
                 player,

@@ -41,7 +41,7 @@ class Job:
     def runner(self, sampler: Sampler) -> Runner:
         """The runner of this job over a sampler of its own."""
         config = self.config
-        agents = list(self.engine.agents)
+        agents = tuple(self.engine.agents)
         player = Player(self.task, self.method, agents, sampler, self.accountant, config.seed)
         return Runner(
             self.task,

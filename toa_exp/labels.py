@@ -36,10 +36,11 @@ def labels(config: DictConfig, hydra: Any) -> dict[str, str]:
     method = str(choices.method)
     if "method._target_" in given:
         method = given["method._target_"].rpartition(".")[2]
+    swept = {*config.sweep_keys, *(key for key in hydra.sweeper.params or {} if not in_folder_name(key))}
     marks = {
         key.removeprefix("method."): value
         for key, value in given.items()
-        if (key.startswith("method.") and not key.startswith("method._")) or key in config.sweep_keys
+        if (key.startswith("method.") and not key.startswith("method._")) or key in swept
     }
     replaced = "ensemble.agents" in given
     return {

@@ -59,28 +59,19 @@ class Allowance:
     limit: float
 
 
+@dataclass(frozen=True, slots=True)
 class Player:
     """Plays searches: renders requests, gives samples their identity, scores them.
 
-    `method` is called with problem, agents, budget and rng. `agents` are names in the order that
-    methods see.
+    `method` is called with problem, agents, budget and rng; `agents` are the names that it sees.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        method: Callable[[Problem, Sequence[str], int, Random], Search],
-        agents: Sequence[str],
-        sampler: Sampler,
-        accountant: Accountant,
-        seed: int,
-    ) -> None:
-        self._task = task
-        self._method = method
-        self._agents = tuple(agents)
-        self._sampler = sampler
-        self._accountant = accountant
-        self._seed = seed
+    task: Task
+    method: Callable[[Problem, Sequence[str], int, Random], Search]
+    agents: tuple[str, ...]
+    sampler: Sampler
+    accountant: Accountant
+    seed: int
 
     async def play(self, problem: Problem, budget: int, allowance: Allowance | None = None) -> Trajectory:
         """The trajectory of the method at this budget, which an allowance may cut short.
@@ -89,8 +80,8 @@ class Player:
         score could not be had.
         """
         # Neither method nor budget is in the seed: a shorter run of an anytime method is a prefix.
-        rng = Random(f"{self._seed}/{problem.id}")
-        search = self._method(problem, self._agents, budget, rng)
+        rng = Random(f"{self.seed}/{problem.id}")
+        search = self.method(problem, self.agents, budget, rng)
         game = _Game(self, problem)
         trajectory = game.trajectory
         replies: list[Reply] | None = None
@@ -118,9 +109,9 @@ class Player:
         if asked + len(requests) > budget:
             raise MethodError(f"the method asked for {asked + len(requests)} samples of a budget of {budget}")
         for request in requests:
-            if request.agent not in self._agents:
+            if request.agent not in self.agents:
                 raise MethodError(
-                    f"the method asked agent {request.agent!r}; the ensemble has {', '.join(self._agents)}"
+                    f"the method asked agent {request.agent!r}; the ensemble has {', '.join(self.agents)}"
                 )
 
 
@@ -177,10 +168,10 @@ class _Game:
         """Give a request its identity."""
         player, problem = self._player, self._problem
         prompt = self._prompt(request)
-        agent = player._sampler.agent_digests[request.agent]
+        agent = player.sampler.agent_digests[request.agent]
         occurrence = self._asked[agent, prompt.digest]
         self._asked[agent, prompt.digest] += 1
-        seed = player._seed
+        seed = player.seed
         key = draw_key(problem.id, agent, prompt.digest, occurrence, seed)
         draw = Draw(key, problem, request, prompt.messages, agent, prompt.digest, occurrence, seed)
         return draw, prompt
@@ -196,13 +187,13 @@ class _Game:
                 if parent.failure is not None:
                     raise MethodError(f"the method gave a failed reply ({parent.failure}) as a parent")
             drafts = [parent.text for parent in request.parents]
-            messages = self._player._task.render(self._problem, request.template, drafts)
+            messages = self._player.task.render(self._problem, request.template, drafts)
             prompt = _Prompt(messages, digest(canonical(messages)), parents)
             self._prompts[request.template, parents] = prompt
         return prompt
 
     async def _step(self, draw: Draw, prompt: _Prompt) -> Step:
-        sampler = self._player._sampler
+        sampler = self._player.sampler
         sample = await sampler.sample(draw)
         score = None
         if sample.failure is None:
@@ -210,5 +201,5 @@ class _Game:
         reward = -math.inf if score is None else score.reward
         reply = Reply(draw.request, sample.text, reward, sample.usage, sample.failure)
         scored = 0 if score is None else score.tokens
-        cost = self._player._accountant(draw.request.agent, sample.usage, sample.seconds, scored)
+        cost = self._player.accountant(draw.request.agent, sample.usage, sample.seconds, scored)
         return Step(reply, prompt.parents, draw.key, cost)

@@ -20,8 +20,8 @@ def attend_by_group(model: Any) -> None:
     from the cache as it is, which made decoding on a CPU 1.1 to 1.4 times as fast.
     """
     config = model.config.get_text_config()
-    heads, shared = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    if shared is not None and shared < heads and config._attn_implementation == "sdpa":
+    shared = getattr(config, "num_key_value_heads", None)
+    if shared and shared < config.num_attention_heads and config._attn_implementation == "sdpa":
         AttentionInterface.register(_NAME, _attend)
         AttentionMaskInterface.register(_NAME, sdpa_mask)
         model.set_attn_implementation(_NAME)

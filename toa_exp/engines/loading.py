@@ -6,6 +6,7 @@ is never run and weights are read from safetensors only, since other formats may
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,17 +124,17 @@ def _check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the progress bar and the warnings of transformers: what matters of them is raised."""
-    from transformers.utils import logging
+    from transformers.utils import logging as messages
 
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.ERROR)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    level, bar = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity(logging.ERROR)
+    messages.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        messages.set_verbosity(level)
         if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            messages.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _folder_or_id(model: str) -> str:
