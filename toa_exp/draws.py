@@ -14,6 +14,7 @@ Message = dict[str, str]
 """A chat message: `role` and `content`."""
 
 _BYTES = 16
+_JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 
 def digest(*parts: bytes) -> bytes:
@@ -29,10 +30,10 @@ def encode(text: str) -> bytes:
 
 def canonical(value: Mapping[str, Any] | Sequence[Message]) -> bytes:
     """JSON with sorted keys, so that equal values are equal bytes."""
-    return encode(json.dumps(value, sort_keys=True, ensure_ascii=False))
+    return encode(_JSON.encode(value))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draw:
     """One sample to be drawn, as engines are asked for it.
 
@@ -61,7 +62,7 @@ def draw_key(problem: str, agent: bytes, prompt: bytes, occurrence: int, seed: i
     return digest(encode(problem), agent, prompt, b"%d/%d" % (occurrence, seed))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ScoreKey:
     """What identifies a score: the digests of the reward's fingerprint, the problem and the text.
 
@@ -84,7 +85,7 @@ def score_key(reward: bytes, problem: Problem, text: str) -> ScoreKey:
     return ScoreKey(key, problem.id, content, reward, text_digest)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sample:
     """What came of a draw; `seconds` is the engine's time, shared out over a batch.
 
@@ -97,7 +98,7 @@ class Sample:
     failure: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Score:
     """A reward and what it took: tokens read by the reward model, and seconds."""
 

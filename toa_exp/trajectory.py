@@ -18,7 +18,7 @@ from toa_exp.sampler import Sampler
 from toa_exp.tasks.base import Task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """One sample of a trajectory; `parents` are indices of earlier steps."""
 
@@ -115,7 +115,7 @@ class Player:
                 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prompt:
     """Rendered messages, their digest, and the steps that they were rendered from."""
 

@@ -84,7 +84,7 @@ class Transformers:
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw; its seconds are its share of every step it took part in."""
         ask = _Ask(draw, self.agents[draw.request.agent])
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._work, name="transformers engine", daemon=True)
             self._thread.start()
         self._inbox.put(ask)
@@ -109,9 +109,11 @@ class Transformers:
                 if busiest is not None:
                     busiest.step()
         finally:
-            for lane in lanes.values():
-                if isinstance(lane, _Lane):
-                    lane.end()
+            left = [ask for lane in lanes.values() if isinstance(lane, _Lane) for ask in lane.asks.values()]
+            while not self._inbox.empty():
+                left += filter(None, [self._inbox.get()])
+            for ask in left:
+                ask.answer(Unavailable("the engine was closed before the draw was done; run again to resume"))
 
     def _take_in(self, lanes: dict[tuple[str, ...], _Lane | BadInput], *, wait: bool) -> bool:
         """Give every ask of the inbox to its model; `wait` for the first. False once closed."""
@@ -159,7 +161,7 @@ class _Lane:
         self._stop = _stop_tokens(model, self._tokenizer)
         self._window = loading.window_of(model.config)
         self._decoder: Decoder = Decoder(model, self._stop, **limits)
-        self._asks: dict[Row, _Ask] = {}
+        self.asks: dict[Row, _Ask] = {}
 
     @property
     def demand(self) -> int:
@@ -179,7 +181,7 @@ class _Lane:
             return
         noise = Random(ask.draw.sampling_seed)
         row = Row(prompt, limit, float(sampling["temperature"]), float(sampling["top_p"]), noise)
-        self._asks[row] = ask
+        self.asks[row] = ask
         self._decoder.add(row)
 
     def step(self) -> None:
@@ -200,17 +202,12 @@ class _Lane:
             self._fail(error)
         else:
             for row in done:
-                ask = self._asks.pop(row)
+                ask = self.asks.pop(row)
                 ask.answer(self._result(ask, row))
-
-    def end(self) -> None:
-        """Answer whoever still waits that the engine is closed."""
-        for ask in self._asks.values():
-            ask.answer(Unavailable("the engine was closed before the draw was done; run again to resume"))
 
     def _fail(self, error: Exception) -> None:
         for row in self._decoder.clear():
-            self._asks.pop(row).answer(error)
+            self.asks.pop(row).answer(error)
 
     def _result(self, ask: _Ask, row: Row) -> Sample | Permanent:
         if row.broken:
