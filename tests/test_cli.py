@@ -128,6 +128,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(questions, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )
     while process.poll() is None and not list(tmp_path.rglob("*.partial")):
         time.sleep(0.05)
