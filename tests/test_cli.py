@@ -119,6 +119,23 @@ def test_kill_at_random_moments_then_resume(questions, tmp_path):
     assert drawn == len(keys) - stored, log.stderr
 
 
+def test_two_jobs_on_one_store_agree_with_one_alone(questions, tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    shared.mkdir()
+    arguments = [*RUN, f"task.path={questions}", "method=toa", "budget.samples=[8,16]"]
+    ok(cli(*arguments, cwd=alone))
+    jobs = [
+        subprocess.Popen([sys.executable, "-m", "toa_exp", *arguments, f"experiment={name}"], cwd=shared)
+        for name in ("one", "two")
+    ]
+    assert [job.wait() for job in jobs] == [0, 0]
+    (expected,) = alone.rglob("trajectories.jsonl")
+    for path in shared.rglob("trajectories.jsonl"):
+        assert path.read_bytes() == expected.read_bytes()
+    ok(cli("store", "verify", cwd=shared))
+
+
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(questions, tmp_path):
     rows = [{"id": f"q{i}", "prompt": f"What is {i}?", "reference": str(i)} for i in range(20_000)]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -136,7 +153,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(questions, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "the same command goes on" in errors and "Traceback" not in errors
+    assert "go on with: toa-exp run task=jsonl" in errors and "Traceback" not in errors
     ok(cli("store", "verify", cwd=tmp_path))
 
 

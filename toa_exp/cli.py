@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def main() -> None:
         print(f"toa-exp: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        print("toa-exp: stopped; the same command goes on where this one ended", file=sys.stderr)
+        print(f"toa-exp: stopped; go on with: toa-exp {shlex.join(arguments)}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # `toa-exp ... | head`: whoever read has had enough
         sys.stderr.close()
