@@ -39,7 +39,7 @@ def test_every_choice_composes(group, choice):
 @pytest.mark.parametrize("choice", [c for g, c in CHOICES if g == "task"])
 def test_every_task_is_built(choice, tmp_path):
     config = compose(f"task={choice}")
-    if "path" in config.task:
+    if "path" in list(config.task):
         config.task.path = str(tmp_path / "q.jsonl")
     task = build(config.task, "task")
     for template in ("direct", "refine", "aggregate"):
