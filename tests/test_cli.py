@@ -202,6 +202,7 @@ def test_a_method_of_ones_own_package(questions, tmp_path):
         (["+method.beam=3"], "Allowed: alpha, tau, width"),
         (["reward=verifier", "task.fields.reference=none"], "needs the metric 'accuracy'"),
         (["broken"], "broken"),
+        (["task.path=???"], "task.path has no value; give task.path=<value>"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(questions, tmp_path, arguments, message):

@@ -23,7 +23,7 @@ from toa_exp.cli import CONF
 from toa_exp.errors import BadInput, ToaError, choose
 
 _FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
-                     "--package", "-p"}  # fmt: skip
+                     "--package", "-p", "--info", "-i"}  # fmt: skip
 _KEY = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'")
 
 

@@ -21,7 +21,8 @@ def build(config: DictConfig, what: str, **given: Any) -> Any:
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise BadInput(f"{what}.{missing[0]} has no value; give {what}.{missing[0]}=<value>")
+        key = f"{what}.{missing[0].removeprefix(f'{what}.')}"
+        raise BadInput(f"{key} has no value; give {key}=<value>")
     try:
         made = instantiate(config, _partial_=True, _convert_="all")
     except InstantiationException as error:
