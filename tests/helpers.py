@@ -80,6 +80,9 @@ class ToyTask:
     async def score(self, problem: Problem, text: str) -> Mapping[str, float]:
         return {"accuracy": float(int(text[-1]) % 2 == 0)}
 
+    def fingerprint(self) -> Mapping[str, str]:
+        return {"judge": "toy"}
+
     def final_answer(self, text: str) -> str | None:
         return text[-1]
 

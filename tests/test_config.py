@@ -31,7 +31,7 @@ def test_every_choice_composes(group, choice):
     node = config[group]
     assert node
     if group in FUNCTIONS:
-        build_function(node, group, set())
+        build_function(node, group)
     elif group in BUILT:
         assert hydra.utils.get_object(node._target_)
 

@@ -25,6 +25,7 @@ from toa_exp.trajectory import Step
 
 BUDGETS = [4, 8, 16, 32]
 LABELS = {
+    "configuration": "0a1b",
     "version": __version__,
     "experiment": "first",
     "task": "gsm8k",

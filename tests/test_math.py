@@ -40,6 +40,26 @@ def test_a_hostile_answer_stops_nothing(caplog):
     assert verdicts(pairs, timeout=2.0) == [True, False, True, False, True]
 
 
+def test_a_worker_that_was_killed_is_replaced():
+    async def judge():
+        math = MathVerify()
+        first = await math.correct("18", "Answer: 18")
+        worker = math._idle.get_nowait()
+        worker._process.kill()
+        math._idle.put_nowait(worker)
+        second = await math.correct("19", "Answer: 19")
+        await math.close()
+        return first, second
+
+    assert asyncio.run(judge()) == (True, True)
+
+
+def test_a_file_of_the_users_named_like_a_library_does_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "random.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path)
+    assert verdicts([("18", "Answer: 18")]) == [True]
+
+
 def test_decisions_are_those_recorded(shared):
     path = shared / "data" / "math" / "answer_equivalence.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -30,7 +30,7 @@ VARIANTS = {
 }
 METHODS = [
     pytest.param(
-        partial(build_function(OmegaConf.load(CONF / f"{name}.yaml"), "method", set()), **keywords),
+        partial(build_function(OmegaConf.load(CONF / f"{name}.yaml"), "method"), **keywords),
         id="-".join([name, *(f"{key}={value}" for key, value in keywords.items())]),
     )
     for name in NAMES
@@ -99,7 +99,7 @@ def test_methods_import_only_the_standard_library_core_and_tree():
 def test_yaml_holds_every_keyword_of_its_method():
     for name in NAMES:
         config = OmegaConf.load(CONF / f"{name}.yaml")
-        parameters = inspect.signature(build_function(config, "method", set()).func).parameters.values()
+        parameters = inspect.signature(build_function(config, "method").func).parameters.values()
         keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         assert {key: value for key, value in config.items() if key[0] != "_"} == keywords
 

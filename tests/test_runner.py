@@ -120,13 +120,6 @@ def test_a_problem_that_cannot_be_finished_is_parked_and_resumed(tmp_path, error
     assert {key.hex() for key in engine.asked} <= asked
 
 
-def test_where_no_problem_could_be_finished_earlier_results_stay(tmp_path):
-    before, _ = run(tmp_path, random)
-    _, seen = run(tmp_path, random, engine=Flaky(99), seed=5)
-    assert len(seen.reasons) == 6
-    assert (tmp_path / "trajectories.jsonl").read_text() == before
-
-
 def test_a_typed_failure_costs_but_is_neither_parent_nor_answer(tmp_path):
     class Overflowing(ToyEngine):
         async def sample(self, draw):
@@ -240,4 +233,3 @@ def test_an_observer_sees_problems_in_order(tmp_path):
     assert isinstance(seen, Seen)
     assert [outcome.problem for outcome in seen.all] == [f"p{i}" for i in range(6) for _ in range(2)]
     assert Path(tmp_path / "trajectories.jsonl").is_file()
-    assert not Path(tmp_path / "trajectories.jsonl.partial").exists()

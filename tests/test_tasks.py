@@ -123,6 +123,12 @@ def test_a_template_that_cannot_be_filled_is_refused():
         (r"Answer: \boxed{7}", "7"),
         (r"\boxed{never closed", None),
         ("no mark", None),
+        ("**Answer**: 42", "42"),
+        ("## Answer: **42**", "42"),
+        ("The final answer: 42", "42"),
+        ("The answer is 42", "42"),
+        ("Answer: 42\nAnswers are rounded to whole numbers.", "42"),
+        ("Answer the question first.", None),
     ],
 )
 def test_final_answers(text, answer):

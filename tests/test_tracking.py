@@ -22,7 +22,13 @@ from toa_exp.tracking import Tracker
 SECRET = "planted-4f7c0d2e9b61-secret"
 SETTINGS = {"mode": "auto", "project": "toa-exp", "entity": None}
 CONFIG = {
-    "run": {"experiment": "first", "task": "gsm8k", "ensemble": "simulated", "method": "toa"},
+    "run": {
+        "experiment": "first",
+        "task": "gsm8k",
+        "ensemble": "simulated",
+        "method": "toa",
+        "configuration": "0a1b",
+    },
     "seed": 0,
     "budget": {"samples": [4, 8]},
     "engine": {"max_tokens": 512, "api_key": SECRET, "headers": {"Authorization": f"Bearer {SECRET}"}},
@@ -78,7 +84,7 @@ def track(folder: Path, settings: dict[str, Any] = SETTINGS) -> Path:
     """Track the run as a job does; returns the W&B run's folder."""
     with Tracker(settings, folder, CONFIG) as tracker:
         tracker.curve(ROWS)
-        tracker.figures(sorted((folder / "figures").iterdir()))
+        tracker.figures(lambda: sorted((folder / "figures").iterdir()))
         tracker.outputs()
     sys.modules["wandb"].teardown()  # as at the end of a process: the file is complete only then
     *_, made = sorted((folder.parents[3] / "wandb").glob("offline-run-*"))

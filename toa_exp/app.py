@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -10,8 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import hydra
+from antlr4.error.Errors import RecognitionException
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -22,17 +25,12 @@ from toa_exp import labels
 from toa_exp.cli import CONF
 from toa_exp.errors import BadInput, ToaError, choose
 
+log = logging.getLogger(__name__)
+
 _FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
                      "--package", "-p", "--info", "-i"}  # fmt: skip
+_OVERRIDE = re.compile(r"[+~]*\w+(\.\w+)*=")
 _KEY = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'")
-
-
-class _Reported(Exception):
-    """A job failed and said why."""
-
-    def __init__(self, exit_status: int) -> None:
-        super().__init__(exit_status)
-        self.exit_status = exit_status
 
 
 def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str], command: str) -> int:
@@ -44,23 +42,24 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that methods of one's own package are found
     labels.register()
+    arguments = [part for argument in arguments for part in _split(argument)]
     overrides = _overrides(arguments)
     for override in overrides:
         if override.key_or_group == "experiment":
             _name_experiments(override, arguments)
     sys.argv = [f"toa-exp {command}", *_rewritten(arguments, overrides)]
+    failed: list[int] = []
 
     def job(cfg: DictConfig) -> None:
         try:
             task(cfg)
-        except ToaError as error:  # said at once: the other jobs of a sweep still run
-            print(f"toa-exp {command}: {error}", file=sys.stderr)
-            raise _Reported(error.exit_status) from error
+        except Exception as error:  # said at once: the other jobs of a sweep still run
+            failed.append(_report(error, command))
+            if "BasicLauncher" not in HydraConfig.get().launcher._target_:
+                raise  # it ran in another process, whose launcher must know
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(job)()
-    except _Reported as reported:
-        return reported.exit_status
     except MissingConfigException as error:
         if error.options is None:
             raise BadInput(str(error)) from error
@@ -68,15 +67,31 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
         raise choose(f"choice of {group}:", choice, list(error.options)) from error
     except ConfigCompositionException as error:
         raise BadInput(_allowed(error, config, overrides, _config_dirs(arguments))) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:
         raise BadInput(str(error).strip()) from error
-    return 0
+    return max(failed, default=0)
+
+
+def _report(error: Exception, command: str) -> int:
+    """Say on standard error and in the log what ended a job; returns its exit status."""
+    if isinstance(error, ToaError):
+        log.info("failed: %s", error)
+        print(f"toa-exp {command}: {error}", file=sys.stderr)
+        return error.exit_status
+    log.error("failed", exc_info=error)
+    return 1
+
+
+def _split(argument: str) -> list[str]:
+    """A flag that has its value behind an equals sign, as two arguments."""
+    flag, equals, value = argument.partition("=")
+    return [flag, value] if equals and flag in _FLAGS_WITH_VALUE else [argument]
 
 
 def positional(arguments: list[str], key: str) -> list[str]:
     """The arguments with the one that is no override and no flag as the value of `key`."""
     flags = _flags(arguments)
-    return [a if a in flags or "=" in a else f"{key}={a}" for a in arguments]
+    return [a if a in flags or _OVERRIDE.match(a) else f"{key}={_quoted(a)}" for a in arguments]
 
 
 def _flags(arguments: list[str]) -> list[str]:
@@ -89,19 +104,34 @@ def _overrides(arguments: list[str]) -> list[Override]:
     """The arguments that are overrides, parsed."""
     flags = _flags(arguments)
     texts = [argument for argument in arguments if argument not in flags]
+    return [_override(text) for text in texts]
+
+
+def _override(text: str) -> Override:
+    """One override; a value that Hydra's grammar does not take as it is, such as a path, is quoted."""
+    parser = OverridesParser.create()
+    key, equals, value = text.partition("=")
     try:
-        return OverridesParser.create().parse_overrides(texts)
-    except HydraException as error:
-        raise BadInput(f"{error}\nAn override reads group=choice or key=value; see --help") from error
+        return parser.parse_override(text)
+    except (HydraException, RecognitionException) as error:
+        if not equals or "'" in value or '"' in value:
+            raise BadInput(
+                f"{text!r} is no override: {error}\nOne reads group=choice or key=value; see --help"
+            ) from error
+    return parser.parse_override(f"{key}={_quoted(value)}")
+
+
+def _quoted(value: str) -> str:
+    """A value as a string of Hydra's grammar."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _name_experiments(override: Override, arguments: list[str]) -> None:
     """Let experiment=<any name> be a choice: where no YAML has the name it is a name and no more."""
-    value = override.value()
-    names = [str(choice) for choice in override.sweep_iterator()] if override.is_sweep_override() else [value]
+    names = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
     folders = [CONF, *_config_dirs(arguments)]
     for name in names:
-        if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", str(name)):
+        if not isinstance(name, str | int) or not re.fullmatch(r"[\w.+-]+", str(name)):
             raise BadInput(f"experiment={name}: a name has letters, digits and . _ + - only")
         if not any((folder / "experiment" / f"{name}.yaml").is_file() for folder in folders):
             ConfigStore.instance().store(group="experiment", name=str(name), node={})
@@ -121,6 +151,10 @@ def _rewritten(arguments: list[str], overrides: list[Override]) -> list[str]:
     result = []
     for override in overrides:
         text = str(override.input_line)
+        if override.key_or_group == "ensemble.agents" and override.is_sweep_override():
+            raise BadInput(
+                "ensemble.agents cannot be swept; give each set of agents a YAML, and sweep ensemble"
+            )
         replaces = text.startswith("ensemble.agents={")
         result += ["~ensemble.agents", f"+{text}"] if replaces else [text]
     swept = [override.key_or_group for override in overrides if override.is_sweep_override()]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -13,11 +15,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from toa_exp.errors import BadInput, ToaError, choose
 
+Made = TypeVar("Made")
+_SIMPLE = (bool, int, float, str, type(None))
+
 
 def build(config: DictConfig, what: str, **given: Any) -> Any:
     """The object that `config` describes; `given` are keywords that are no configuration.
 
-    Raises BadInput for a target that does not exist, a keyword it does not take or a value missing.
+    Raises BadInput for a target that does not exist, a keyword that it does not take, a value that
+    is missing or of the wrong type.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
@@ -29,14 +35,13 @@ def build(config: DictConfig, what: str, **given: Any) -> Any:
         if isinstance(error.__cause__, ToaError):
             raise error.__cause__ from error
         raise BadInput(f"{what}: {error}") from error
-    _check_keywords(made.func, [*made.keywords], what)
-    return made(**given)
+    return call(made.func, made.keywords, what, **given)
 
 
-def build_function(config: DictConfig, what: str, leave_out: set[str]) -> partial[Any]:
+def build_function(config: DictConfig, what: str, keys: Collection[str] | None = None) -> partial[Any]:
     """The function that `config` describes, with its keywords; it is not called.
 
-    Keywords in `leave_out` are dropped where the function does not take them.
+    `keys` are the keywords to take from `config`, None for all of them.
     """
     target = config.get("_target_")
     if target is None:
@@ -47,25 +52,43 @@ def build_function(config: DictConfig, what: str, leave_out: set[str]) -> partia
         raise BadInput(f"{what}._target_={target} cannot be imported: {error}") from error
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    keywords = {str(key): value for key, value in values.items() if not str(key).startswith("_")}
-    known = _keywords(function)
-    if known is not None:
-        keywords = {key: value for key, value in keywords.items() if key in known or key not in leave_out}
-    _check_keywords(function, list(keywords), what)
+    keywords = {
+        str(key): value
+        for key, value in values.items()
+        if not str(key).startswith("_") and (keys is None or key in keys)
+    }
+    _check(function, keywords, what)
     return partial(function, **keywords)
 
 
-def _keywords(function: Callable[..., Any]) -> list[str] | None:
-    """The names of the parameters that a YAML may set; None where any is taken."""
+def call(make: Callable[..., Made], values: Mapping[str, Any], what: str, **given: Any) -> Made:
+    """`make` with keywords from a configuration, checked by name and type; see `build`."""
+    _check(make, values, what)
+    return make(**values, **given)
+
+
+def _check(function: Callable[..., Any], values: Mapping[str, Any], what: str) -> None:
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-
-
-def _check_keywords(function: Callable[..., Any], names: list[str], what: str) -> None:
-    known = _keywords(function)
-    for name in names:
-        if known is not None and name not in known:
+        return
+    named = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    known = named or [parameter.name for parameter in parameters]
+    for name in values:
+        if name not in known:
             allowed = known or ["none: it takes no parameters"]
             raise choose(f"field of {what} ({getattr(function, '__name__', function)}):", name, allowed)
+    hints = typing.get_type_hints(vars(function)["__init__"] if isinstance(function, type) else function)
+    for name, value in values.items():
+        allowed_types = _types(hints.get(name))
+        if allowed_types and not isinstance(value, tuple(allowed_types)):
+            names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed_types)
+            raise BadInput(f"{what}.{name}={value}: expected {names}")
+
+
+def _types(hint: Any) -> list[type]:
+    """The types that a value may have, where the hint names simple ones only; an int is a float too."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    members = list(typing.get_args(hint)) if union else [hint]
+    if not all(member in _SIMPLE for member in members):
+        return []
+    return [*members, int] if float in members and int not in members else members

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toa_exp.build import call
 from toa_exp.cost import Architecture, Price, architecture
+from toa_exp.digests import file_digest
 from toa_exp.errors import BadInput, choose
 
 _FIELDS = ["model", "revision", "sampling", "price", "architecture", "options"]
 _SAMPLING = ["temperature", "top_p", "max_tokens"]
-_EDGE = 8 << 20  # bytes read from either end of a weight file to identify it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
         model=str(fields["model"]),
         revision=fields.get("revision"),
         sampling=sampling,
-        price=Price(**price) if price else None,
+        price=call(Price, price, f"ensemble.agents.{name}.price") if price else None,
         architecture=fields.get("architecture"),
         options=fields.get("options") or {},
     )
@@ -117,16 +118,9 @@ def model_config(model: str, revision: str | None, whose: str) -> dict[str, Any]
 
 @functools.cache
 def folder_digest(folder: Path) -> str:
-    """A digest of a model folder: its small files whole, of the weights both ends and the size."""
-    digest = hashlib.sha256()
+    """A digest of the files of a model folder, so that a moved model is the same and a new one is not."""
+    state = hashlib.blake2b(digest_size=16)
     for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-        size = path.stat().st_size
-        if path.suffix in {".md", ".png"}:
-            continue
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_EDGE))
-            if size > _EDGE:
-                file.seek(max(_EDGE, size - _EDGE))
-                digest.update(file.read(_EDGE))
-    return f"folder:{digest.hexdigest()[:32]}"
+        if path.suffix not in {".md", ".png"}:
+            state.update(f"{path.name}\0{file_digest(path)}\0".encode())
+    return f"folder:{state.hexdigest()}"

@@ -24,6 +24,8 @@ class StoreError(ToaError):
 class MethodError(ToaError):
     """A method broke the contract of `toa_exp.core`: its requests cannot be carried out."""
 
+    exit_status = 2
+
 
 class Unavailable(ToaError):
     """An engine or a reward could not answer this time; the runner tries again, then parks."""

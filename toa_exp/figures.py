@@ -93,7 +93,7 @@ def lines(runs: Iterable[Run], x: str, y: str) -> list[Line]:
     for run in runs:
         groups.setdefault(run.folder.parent, []).append(run)
     for parent, group in groups.items():
-        for name in ("selection", "reward", "engine", "flops"):
+        for name in ("selection", "reward", "engine", "flops", "configuration"):
             if len(values := {run.labels[name] for run in group}) > 1:
                 raise BadInput(
                     f"the seeds in {parent} differ in {name}: {', '.join(sorted(values))}. They are no one "

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from toa_exp.budgets import Budgets
-from toa_exp.build import build, build_function
+from toa_exp.build import build, build_function, call
 from toa_exp.core import Search
 from toa_exp.cost import Accountant
 from toa_exp.engines.base import Engine
@@ -57,29 +57,25 @@ class Job:
         config = self.config
         return Sampler(self.engine, self.reward, store, retries=config.retries, backoff=config.backoff)
 
-    async def close(self) -> None:
-        """Free what the parts hold."""
-        for part in (self.engine, self.reward, self.task):
-            await part.close()
-
 
 def assemble(config: DictConfig, overrides: list[str]) -> Job:
     """Build what `config` describes; `overrides` are those of the command line. Raises BadInput."""
     _check_numbers(config)
     task: Task = build(config.task, "task")
     agents = agents_of(_plain(config.ensemble))
-    budgets = Budgets.of(**_plain(config.budget))
+    budgets = call(Budgets.of, _plain(config.budget), "budget")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
-    inherited = {key for key in config.method if f"method.{key}" not in given}
     # A method given by _target_ alone still has the fields of the YAML that it replaces.
-    method = build_function(config.method, "method", inherited if "method._target_" in given else set())
+    replaced = "method._target_" in given
+    keys = [str(key) for key in config.method if not replaced or f"method.{key}" in given]
+    method = build_function(config.method, "method", keys)
     reward: Reward = build(config.reward, "reward", task=task)
     return Job(
         task=task,
         engine=build(config.engine, "engine", agents=agents),
         reward=reward,
         method=method,
-        selection=build_function(config.selection, "selection", set()),
+        selection=build_function(config.selection, "selection"),
         budgets=budgets,
         accountant=Accountant(
             {name: agent.shape() for name, agent in agents.items()},
@@ -101,7 +97,8 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 
 def _check_numbers(config: DictConfig) -> None:
-    least = {"concurrency": 1, "retries": 0, "backoff": 0, "seed": 0}
-    for key, low in least.items():
-        if not isinstance(config[key], int | float) or config[key] < low:
-            raise BadInput(f"{key}={config[key]}: give a number, {low} or more")
+    for key, low in {"concurrency": 1, "retries": 0, "seed": 0}.items():
+        if not isinstance(config[key], int) or not low <= config[key] < 2**63:
+            raise BadInput(f"{key}={config[key]}: give an integer, {low} or more")
+    if not isinstance(config.backoff, int | float) or config.backoff < 0:
+        raise BadInput(f"backoff={config.backoff}: give a number of seconds, 0 or more")

@@ -21,12 +21,11 @@ _UNSAFE = re.compile(r"[^\w.+=,\[\]-]+")
 def register() -> None:
     """Make the folder of a run available to the configuration as ${run_folder:}."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
-    OmegaConf.register_new_resolver("run_label", _run_label, replace=True)
 
 
 def in_folder_name(key: str) -> bool:
     """Whether the values of a key already tell run folders apart."""
-    return key in PARTS or key.startswith("method.") or key == "ensemble.agents"
+    return key in PARTS or key.startswith("method.")
 
 
 def labels(config: DictConfig, hydra: Any) -> dict[str, str]:
@@ -43,13 +42,14 @@ def labels(config: DictConfig, hydra: Any) -> dict[str, str]:
         if (key.startswith("method.") and not key.startswith("method._")) or key in swept
     }
     replaced = "ensemble.agents" in given
-    return {
+    names = {
         "experiment": str(choices.experiment),
         "task": str(choices.task),
         "ensemble": "+".join(config.ensemble.agents) if replaced else str(choices.ensemble),
-        "method": _UNSAFE.sub("_", ",".join([method, *(f"{key}={value}" for key, value in marks.items())])),
+        "method": ",".join([method, *(f"{key}={value}" for key, value in marks.items())]),
         "seed": f"seed={config.seed}",
     }
+    return {part: _UNSAFE.sub("_", name) for part, name in names.items()}
 
 
 def _given(overrides: list[str]) -> Mapping[str, str]:
@@ -58,11 +58,7 @@ def _given(overrides: list[str]) -> Mapping[str, str]:
 
 
 def _run_folder(form: str = "", *, _root_: Any) -> str:
-    """The run folder: whole, or below that of the sweep (`${run_folder:sweep}`)."""
+    """The run folder: whole, or below `results` (`${run_folder:sweep}`)."""
     names = labels(_root_, _root_.hydra)
     parts = [names[part] for part in PARTS]
-    return "/".join(parts[1:] if form == "sweep" else [str(_root_.results), *parts])
-
-
-def _run_label(part: str, *, _root_: Any) -> str:
-    return labels(_root_, _root_.hydra)[part]
+    return "/".join(parts if form == "sweep" else [str(_root_.results), *parts])

@@ -2,52 +2,86 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from toa_exp import __version__
-from toa_exp.curves import Row, metrics_of
+from toa_exp.curves import Row, metrics_of, write_curve
+from toa_exp.draws import canonical, digest
+from toa_exp.errors import BadInput
 from toa_exp.stats import LEVEL, RESAMPLES, SEED
 
 log = logging.getLogger(__name__)
 
 # What may differ between two runs of the same results.
-_IMMATERIAL = ("concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store")
+_IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store"}
 
 
 def record(config: DictConfig, choices: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The resolved configuration with what it was run by, under `run`, as config.yaml has it."""
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
+    """The resolved configuration with what it was run by, under `run`, as config.yaml has it.
+
+    `run.configuration` is a digest of all that decides the results, the seed apart.
+    """
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    values = {str(key): value for key, value in resolved.items()}
+    material = {key: value for key, value in values.items() if key not in {*_IMMATERIAL, "seed"}}
     run = {
         "version": __version__,
         **{part: names[part] for part in ("experiment", "task", "ensemble", "method")},
         **{group: str(choices[group]) for group in ("selection", "reward", "engine")},
+        "configuration": digest(canonical(material)).hex()[:8],
     }
-    return {"run": run, **{str(key): value for key, value in values.items()}}
+    return {"run": run, **values}
 
 
-def write(path: Path, values: Mapping[str, Any]) -> None:
-    """Write config.yaml; where it replaces that of another configuration, log the differences."""
-    if path.is_file():
-        before: Any = OmegaConf.to_container(OmegaConf.load(path))
-        changes = [
-            f"{key} {old!r} -> {new!r}"
-            for key, (old, new) in _differences(_flat(before), _flat(values)).items()
-            if not key.startswith(_IMMATERIAL)
-        ]
-        if changes:
-            log.warning(
-                "%s held results of another configuration, which these replace (its draws stay in the "
-                "store; name runs apart with experiment=<name>): %s",
-                path.parent,
-                "; ".join(changes),
-            )
-    OmegaConf.save(OmegaConf.create(dict(values)), path)
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes from running in the same folder; raises BadInput where one does."""
+    with (folder / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BadInput(
+                f"another process is running in {folder}; wait for it, or name this run apart with "
+                f"experiment=<name>"
+            ) from error
+        yield
+
+
+def warn_of_changes(folder: Path, values: Mapping[str, Any]) -> None:
+    """Log what differs from the configuration whose results the folder holds."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    before: Any = OmegaConf.to_container(OmegaConf.load(path))
+    changes = [
+        f"{key} {old!r} -> {new!r}"
+        for key, (old, new) in _differences(_flat(before), _flat(values)).items()
+        if key.partition(".")[0] not in _IMMATERIAL and key != "run.configuration"
+    ]
+    if changes:
+        log.warning(
+            "%s holds results of another configuration, which these replace (its draws stay in the "
+            "store; name runs apart with experiment=<name>): %s",
+            folder,
+            "; ".join(changes),
+        )
+
+
+def publish(folder: Path, trajectories: Path, values: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Put the results of a run into its folder, in place of earlier ones, all of them or none."""
+    curve, config = folder / "curve.csv.partial", folder / "config.yaml.partial"
+    write_curve(curve, rows)
+    OmegaConf.save(OmegaConf.create(dict(values)), config)
+    for partial in (config, curve, trajectories):
+        partial.replace(partial.with_suffix(""))
 
 
 def signature(values: Mapping[str, Any], problems: int, failed: int) -> str:
@@ -55,6 +89,7 @@ def signature(values: Mapping[str, Any], problems: int, failed: int) -> str:
     run = values["run"]
     parts = {
         **{part: run[part] for part in ("task", "ensemble", "method", "selection", "reward", "engine")},
+        "configuration": run["configuration"],
         "seed": values["seed"],
         "flops": values["flops"],
         "n": problems,

@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 AXES = ["samples", "tokens", "flops", "total_flops", "usd", "seconds"]
 """What a curve can be drawn against; `total_flops` includes the reward model's share."""
 
-LABELS = ["experiment", "task", "ensemble", "method", "selection", "reward", "engine", "version"]
+LABELS = [
+    "experiment", "task", "ensemble", "method", "selection", "reward", "engine", "version", "configuration"
+]  # fmt: skip
 """What the `run` mapping of a config.yaml names."""
 
 

@@ -89,32 +89,23 @@ class Runner:
         self._anytime = anytime
         self._concurrency = concurrency
 
-    async def run(self, path: Path, observer: Observer) -> int:
-        """Write trajectories.jsonl in the order of the problems; returns how many were parked.
-
-        The lines stand in `path` with the ending .partial until every problem is done or parked.
-        """
-        partial = path.with_suffix(".jsonl.partial")
+    async def run(self, path: Path, observer: Observer) -> None:
+        """Write a line a problem and budget to `path`, in the order of the problems."""
         queue: _Queue = asyncio.Queue(self._concurrency * _AHEAD)
-        parked = 0
         try:
-            with partial.open("w", encoding="utf-8") as file:
+            with path.open("w", encoding="utf-8") as file:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._open_problems(group, queue))
                     while (entry := await queue.get()) is not None:
                         problem, solving = entry
                         result = await solving
                         if isinstance(result, Unavailable):
-                            parked += 1
                             observer.parked(problem.id, str(result))
                         else:
                             file.writelines(outcome.line() + "\n" for outcome in result)
                             observer.outcomes(result)
         except BaseExceptionGroup as group_of_errors:
             raise group_of_errors.exceptions[0] from None
-        if partial.stat().st_size:  # where nothing came of it, earlier results stay
-            partial.replace(path)
-        return parked
 
     async def _open_problems(self, group: asyncio.TaskGroup, queue: _Queue) -> None:
         """Start problems in order, as places become free; None ends the queue."""

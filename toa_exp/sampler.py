@@ -78,15 +78,16 @@ class Sampler:
     async def _draw(self, draw: Draw) -> Sample:
         sample = await self._patiently(self._engine.sample, draw)
         self.counts.drawn += 1
-        try:
-            sample.text.encode()
-        except UnicodeEncodeError:  # lone surrogates, which no file takes; both ways must read alike
-            sample = replace(sample, text=sample.text.encode("utf-8", "replace").decode())
+        # As the store will give it back: lone surrogates fit in no file.
+        text = sample.text.encode("utf-8", "replace").decode()
+        sample = replace(sample, text=text, seconds=float(sample.seconds) + 0.0)
         return await self._store.put_draw(draw, sample)
 
     async def _score(self, problem: Problem, text: str, key: ScoreKey) -> Score:
-        score = await self._patiently(self._reward.score, problem, text)
+        made = await self._patiently(self._reward.score, problem, text)
         self.counts.scored += 1
+        # As the store will give it back: no integer, no negative zero.
+        score = Score(float(made.reward) + 0.0, int(made.tokens), float(made.seconds) + 0.0)
         if not math.isfinite(score.reward):
             raise Permanent(f"the reward gave {score.reward} for an answer to problem {problem.id!r}")
         return await self._store.put_score(key, score)

@@ -70,7 +70,12 @@ class Store:
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
-            self._open()
+        try:
+            with self._errors():
+                self._open()
+        except StoreError:
+            self._db.close()
+            raise
 
     def _open(self) -> None:
         database = self._db
@@ -114,6 +119,8 @@ class Store:
                 f"{self.path} cannot be used ({error}). Check that its folder exists and is writable, "
                 f"that the disk has space and that no other program locks it"
             )
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.DataError):
+            return StoreError(f"{self.path} does not take a value that an engine or a reward gave ({error})")
         return StoreError(
             f"{self.path} is damaged or no store ({error}). It is left as it is: restore it from a "
             f"copy, salvage it with `sqlite3 {self.path} .recover`, or choose another store.path"
@@ -233,7 +240,7 @@ class Store:
                     for row in self._insert(statement, select, batch)
                 ]
                 self._db.execute("COMMIT")
-        except StoreError as error:
+        except Exception as error:  # whatever it is, those who wait must be told
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             for write in batch:

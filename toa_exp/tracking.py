@@ -59,15 +59,10 @@ class Tracker:
         self.finish(0 if error is None else 1)
 
     @property
-    def active(self) -> bool:
-        """Whether there is a W&B run."""
-        return self._run is not None
-
-    @property
     def identity(self) -> str:
-        """The id of the W&B run: a digest of experiment, task, ensemble, method and seed."""
+        """The id of the W&B run: a digest of its labels, its configuration and its seed."""
         labels = self._config["run"]
-        parts = [labels[name] for name in ("experiment", "task", "ensemble", "method")]
+        parts = [labels[name] for name in ("experiment", "task", "ensemble", "method", "configuration")]
         return hashlib.sha256(json.dumps([*parts, self._config["seed"]]).encode()).hexdigest()[:16]
 
     def start(self) -> None:
@@ -92,9 +87,12 @@ class Tracker:
         """Log the rows of curve.csv as history over compute; the summary is the largest budget's."""
         self._try("the curve", lambda run: _log_curve(run, rows))
 
-    def figures(self, paths: Sequence[Path]) -> None:
-        """Log drawings: the PNGs as images of the run, and all files as an artifact."""
-        self._try("the figures", lambda run: _log_figures(run, paths))
+    def figures(self, draw: Callable[[], Sequence[Path]]) -> None:
+        """Log drawings: the PNGs as images of the run, and all files as an artifact.
+
+        `draw` makes them, and is called only where there is a run to log them to.
+        """
+        self._try("the figures", lambda run: _log_figures(run, draw()))
 
     def outputs(self) -> None:
         """Log trajectories.jsonl, curve.csv and the config without secrets as an artifact."""

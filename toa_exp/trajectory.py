@@ -91,6 +91,8 @@ class Player:
             except StopIteration:
                 break
             except ValueError as error:
+                if replies is not None:
+                    raise
                 raise BadInput(f"the method cannot be run so: {error}") from error
             self._check(requests, len(trajectory.steps), budget)
             first = len(trajectory.steps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 
 from toa_exp import records
 from toa_exp.app import launch
-from toa_exp.curves import Curve, Row, write_curve
+from toa_exp.curves import Curve
 from toa_exp.errors import Incomplete
 from toa_exp.figures import figures
 from toa_exp.job import Job, assemble
@@ -45,24 +46,20 @@ def _run(config: DictConfig) -> None:
     folder = Path(hydra.runtime.output_dir)
     job = assemble(config, list(hydra.overrides.task))
     record = records.record(config, hydra.runtime.choices, names)
-    records.write(folder / "config.yaml", record)
-    with Tracker(config.tracking, folder, record) as tracker:
-        watch = asyncio.run(_carry_out(job, folder, names))
-        rows = watch.curve.rows()
-        if any(row["problems"] for row in rows):
-            write_curve(folder / "curve.csv", rows)
+    with records.exclusive(folder), Tracker(config.tracking, folder, record) as tracker:
+        records.warn_of_changes(folder, record)
+        partial = folder / "trajectories.jsonl.partial"
+        watch = asyncio.run(_carry_out(job, partial, names))
+        if partial.stat().st_size:  # where nothing came of it, earlier results stay
+            rows = watch.curve.rows()
+            records.publish(folder, partial, record, rows)
             print(records.table(rows, record, folder))
-            _track(tracker, rows, folder)
+            tracker.curve(rows)
+            tracker.outputs()
+            tracker.figures(lambda: figures(folder, "flops", None, folder / "figures"))
         log.info("done: %s", watch.counts)
         if watch.reasons:
             raise _incomplete(watch.reasons, job.problems)
-
-
-def _track(tracker: Tracker, rows: list[Row], folder: Path) -> None:
-    if tracker.active:
-        tracker.curve(rows)
-        tracker.figures(figures(folder, "flops", None, folder / "figures"))
-        tracker.outputs()
 
 
 class _Watch:
@@ -101,20 +98,16 @@ def _why(outcome: Outcome) -> str:
     return f"at budget {outcome.budget:g} every sample failed ({', '.join(kinds)})"
 
 
-async def _carry_out(job: Job, folder: Path, names: Mapping[str, str]) -> _Watch:
-    store = Store(job.store)
-    try:
+async def _carry_out(job: Job, path: Path, names: Mapping[str, str]) -> _Watch:
+    async with AsyncExitStack() as held:
+        for part in (job.engine, job.reward, job.task):
+            held.push_async_callback(part.close)
+        store = held.enter_context(closing(Store(job.store)))
         sampler = job.sampler(store)
         label = f"{names['task']} {names['method']} {names['seed']}"
-        progress = Progress(job.problems, label, sampler.counts)
+        progress = held.enter_context(closing(Progress(job.problems, label, sampler.counts)))
         watch = _Watch(Curve(names["method"], job.budgets.values), progress, sampler.counts)
-        try:
-            await job.runner(sampler).run(folder / "trajectories.jsonl", watch)
-        finally:
-            progress.close()
-    finally:
-        await job.close()
-        store.close()
+        await job.runner(sampler).run(path, watch)
     return watch
 
 

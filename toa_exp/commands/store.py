@@ -1,7 +1,7 @@
 """Look into the store: toa-exp store stats|export|verify.
 
 stats counts draws, tokens and scores by agent and reward. export writes every draw with its scores
-as JSON Lines. verify checks the file and recomputes every key.
+as JSON Lines. verify checks the file's structure and recomputes every key from its fields.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def _verify(store: Store, out: TextIO) -> None:
         shown = "".join(f"\n  {fault}" for fault in faults[:20])
         raise StoreError(f"{store.path} has {len(faults)} faults:{shown}")
     draws, scores = next(store.rows("SELECT (SELECT count(*) FROM draws), (SELECT count(*) FROM scores)"))
-    print(f"{store.path}: {draws} draws and {scores} scores are as they were written", file=out)
+    counts = f"{draws} draws and {scores} scores"
+    print(f"{store.path}: the file is sound, and the keys of {counts} fit their fields", file=out)
 
 
 def _wrong_draws(store: Store) -> Iterator[str]:

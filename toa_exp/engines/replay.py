@@ -10,9 +10,10 @@ from toa_exp.errors import Permanent
 
 
 class Replay:
-    """Engine for rerunning from the store alone, say on a machine without the models.
+    """Engine for rerunning from the store alone: no model is loaded and nothing is drawn.
 
-    The runner asks an engine only for what the store lacks, so every call is a missing draw.
+    The runner asks an engine only for what the store lacks, so every call is a missing draw. An
+    agent is still identified by its model, so a local model's folder must be there.
     """
 
     def __init__(self, agents: Mapping[str, Agent]) -> None:

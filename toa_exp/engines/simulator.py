@@ -20,14 +20,15 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from toa_exp.build import call
 from toa_exp.core import Problem, Usage
 from toa_exp.draws import Draw, Sample
 from toa_exp.ensemble import Agent
-from toa_exp.errors import BadInput, choose
+from toa_exp.errors import BadInput
 
 _QUALITY = re.compile(r"^Simulated quality: (-?\d+\.\d+)$", re.M)
 _WRONG_ANSWERS = 8
@@ -97,16 +98,12 @@ def quality_of(text: str) -> float:
 
 
 def _profile(agent: Agent) -> Profile:
-    names = [field.name for field in fields(Profile)]
     if not agent.simulated:
         raise BadInput(
             f"agent {agent.name!r} has model {agent.model!r}, which engine=simulator cannot run; "
             f"choose engine=transformers, or model: simulated"
         )
-    for name in agent.options:
-        if name not in names:
-            raise choose(f"option of simulated agent {agent.name!r}:", name, names)
-    return Profile(**agent.options)
+    return call(Profile, agent.options, f"ensemble.agents.{agent.name}.options")
 
 
 def _quality(draw: Draw, profile: Profile, noise: Random) -> float:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 
-_LINE = re.compile(r"^[\s*#>_-]*(?:final\s+)?answer\s*(?:is)?\s*[:=]?[\s*_]*(.+?)[\s*_]*$", re.I | re.M)
+_LINE = re.compile(
+    r"^[\s*#>_-]*(?:the\s+)?(?:final\s+)?answer\b[*_\s]*(?:is\b[*_\s]*[:=]?|[:=])[*_\s]*(\S.*?)[\s*_]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _SPACE = re.compile(r"\s+")
 _NUMBER = re.compile(r"-?[\d,]*\.?\d+")
 
@@ -50,6 +54,10 @@ def normalise(answer: str) -> str:
 
 class ExactMatch:
     """Judge: the final answer, or the whole text where none is marked, equals the reference."""
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Its name."""
+        return {"judge": "exact match"}
 
     async def correct(self, reference: str, text: str) -> bool:
         """Whether both are equal after `normalise`."""

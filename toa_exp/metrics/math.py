@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from toa_exp.errors import ToaError, missing_extra
+from toa_exp.errors import Unavailable, missing_extra
 from toa_exp.metrics.answers import final_answer
 
 log = logging.getLogger(__name__)
 _REMEMBERED = 10_000
 _START = 120.0  # seconds for the worker to import its libraries
 _LINE_LIMIT = 1 << 26
+_PATIENCE = 30  # times the limit of processor time, on a loaded machine
 
 
 # Math-Verify's parser is complete only with this version of ANTLR, and Hydra needs another. The worker
@@ -30,9 +36,9 @@ class MathVerify:
     """Judge: Math-Verify finds the text's final answer equal to the reference.
 
     A reference without math delimiters is read as if it stood in $...$, and so is the final answer
-    of a text without them. An answer that is not found equal within `timeout` seconds, or that takes
-    the worker down, counts as not equal and is logged; the worker is started anew. `workers` run
-    side by side.
+    of a text without them. An answer that takes more than `timeout` seconds of processor time to
+    verify, or that takes the worker down, counts as not equal and is logged. `workers` run side by
+    side. Raises Unavailable where they cannot be started.
     Source: https://github.com/huggingface/Math-Verify.
     """
 
@@ -45,6 +51,12 @@ class MathVerify:
         self._size = workers
         self._idle: asyncio.Queue[_Worker] | None = None
         self._verdicts: OrderedDict[tuple[str, str], bool] = OrderedDict()
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The versions of Math-Verify and of ANTLR, and the time limit."""
+        antlr = "4.13.2" if _ANTLR.is_dir() else version("antlr4-python3-runtime")
+        versions = {"version": version("math-verify"), "antlr": antlr}
+        return {"judge": "math-verify", **versions, "timeout": self._timeout}
 
     async def correct(self, reference: str, text: str) -> bool:
         """Whether the answers are equal."""
@@ -88,42 +100,59 @@ class _Worker:
         self._process: asyncio.subprocess.Process | None = None
 
     async def ask(self, reference: str, answer: str) -> bool:
-        process = self._process or await self._start()
+        """The verdict; an answer that ends two workers, or one by its time limit, is not equal."""
+        for _ in range(2):
+            process = self._process or await self._start()
+            line = await self._line(process, json.dumps([reference, answer]).encode() + b"\n")
+            if line:
+                return bool(json.loads(line))
+            await self.stop()
+            if process.returncode == -signal.SIGXCPU:
+                break
+        log.warning("not verified in %g s, so it counts as wrong: %.80r", self._timeout, answer)
+        return False
+
+    async def _line(self, process: asyncio.subprocess.Process, request: bytes) -> bytes:
+        """The worker's answer, empty if it ended."""
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps([reference, answer]).encode() + b"\n")
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), self._timeout)
-        except TimeoutError:
-            line = b""
+            process.stdin.write(request)
+            return await asyncio.wait_for(process.stdout.readline(), _PATIENCE * self._timeout)
+        except ConnectionError:
+            return b""
+        except TimeoutError as error:
+            await self.stop()
+            raise Unavailable("the math-verify worker does not answer") from error
         except asyncio.CancelledError:
             await self.stop()  # its answer would be taken for the next one's
             raise
-        if not line:
-            log.warning(
-                "an answer was not verified within %g s and counts as wrong: %.80r", self._timeout, answer
-            )
-            await self.stop()
-            return False
-        return bool(json.loads(line))
 
     async def _start(self) -> asyncio.subprocess.Process:
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # a file of the user's own may be named like a library's
             "-m",
             "toa_exp.metrics.math_worker",
+            str(self._timeout),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LINE_LIMIT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ANTLR), *sys.path])},
         )
         assert process.stdout is not None
-        ready = await asyncio.wait_for(process.stdout.readline(), _START)
+        try:
+            ready = await asyncio.wait_for(process.stdout.readline(), _START)
+        except TimeoutError:
+            ready = b""
         if ready != b"ready\n":
-            raise ToaError("the math-verify worker did not start; its error is printed above")
+            await self.stop()
+            raise Unavailable("the math-verify worker did not start; its error is printed above")
         return process
 
     async def stop(self) -> None:
+        """End the process, if there is one."""
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            process.kill()
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()

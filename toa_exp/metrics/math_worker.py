@@ -1,28 +1,38 @@
-"""The worker of `toa_exp.metrics.math`: one JSON pair a line in, true or false a line out."""
+"""The worker of `toa_exp.metrics.math`: one JSON pair a line in, true or false a line out.
+
+It ends by SIGXCPU where an answer takes more processor time than the limit, its only argument.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import signal
 import sys
+import time
 from typing import TextIO
 
 _MEMORY = 4 << 30  # bytes; a hostile expression must not take the machine down
 
 
-def main(requests: TextIO, answers: TextIO) -> None:
-    """Serve until the input ends. The time limit is the parent's, which kills this process."""
+def main(requests: TextIO, answers: TextIO, limit: float) -> None:
+    """Serve until the input ends."""
     from math_verify import parse, verify
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that there is no time limit
     answers.write("ready\n")
     answers.flush()
     for line in requests:
+        until = math.ceil(time.process_time() + limit)
+        resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
         reference, text = json.loads(line)
-        gold = parse(reference, parsing_timeout=None)
-        equal = bool(gold) and verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None)
+        try:
+            gold = parse(reference, parsing_timeout=None)
+            equal = bool(gold) and verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None)
+        except (MemoryError, RecursionError):
+            equal = False
         answers.write(json.dumps(bool(equal)) + "\n")
         answers.flush()
 
@@ -30,4 +40,4 @@ def main(requests: TextIO, answers: TextIO) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops it
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    main(sys.stdin, sys.stdout)
+    main(sys.stdin, sys.stdout, float(sys.argv[1]))

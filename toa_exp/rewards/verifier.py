@@ -22,8 +22,8 @@ class Verifier:
         self._task = task
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """The metric's name and the task that judges."""
-        return {"reward": "verifier", "metric": self._metric}
+        """The metric's name and what decides it in the task."""
+        return {"reward": "verifier", "metric": self._metric, **self._task.fingerprint()}
 
     async def score(self, problem: Problem, text: str) -> Score:
         """The metric of the text; its time is not counted, since no model runs."""

@@ -30,6 +30,10 @@ class Task(Protocol):
         """The metrics of `text` as the answer, the same names for every problem; higher is better."""
         ...
 
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What decides its metrics, beside the problem and the text."""
+        ...
+
     def final_answer(self, text: str) -> str | None:
         """The final answer that a text states, normalised so that equal ones are equal strings."""
         ...

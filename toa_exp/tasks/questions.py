@@ -89,6 +89,10 @@ class Questions:
             return {}
         return {"accuracy": float(await self._judge.correct(str(problem.reference), text))}
 
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The judge."""
+        return self._judge.fingerprint()
+
     def final_answer(self, text: str) -> str | None:
         """The stated final answer, without differences of case, spacing and number format."""
         answer = final_answer(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from toa_exp.core import Problem
 from toa_exp.draws import Message, digest, encode
@@ -39,6 +40,10 @@ class SimulatedProblems:
     async def score(self, problem: Problem, text: str) -> Mapping[str, float]:
         """Accuracy: 1.0 where the final answer is the problem's, else 0.0."""
         return {"accuracy": float(await self._judge.correct(problem.reference, text))}
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The judge."""
+        return self._judge.fingerprint()
 
     def final_answer(self, text: str) -> str | None:
         """The stated final answer, normalised."""
