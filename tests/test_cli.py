@@ -1,6 +1,7 @@
 """The commands as a user types them."""
 
 import csv
+import fcntl
 import json
 import os
 import random
@@ -162,7 +163,8 @@ def test_a_method_of_ones_own_package(questions, tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text(
         "from toa_exp.core import Request\n\n"
-        "def mymethod(problem, agents, budget, rng, *, again=1):\n"
+        "def mymethod(problem, agents, budget, rng, *, again=1, alpha=5.0):\n"
+        "    assert alpha == 5.0, alpha\n"
         "    for _ in range(budget):\n"
         "        yield [Request(rng.choice(agents))]\n"
     )
@@ -202,6 +204,15 @@ def test_a_method_of_ones_own_package(questions, tmp_path):
         (["+method.beam=3"], "Allowed: alpha, tau, width"),
         (["reward=verifier", "task.fields.reference=none"], "needs the metric 'accuracy'"),
         (["broken"], "broken"),
+        (["method.agent=cedr", "method=random"], "'cedr'; the ensemble has cedar, birch"),
+        (["+ensemble.agents.cedar.price={promt:1}"], "Did you mean 'prompt'? Allowed: completion, prompt"),
+        (["+budget.foo=1"], "Allowed: limit, max_samples, samples, unit"),
+        (["method.tau=x"], "method.tau=x: expected float or int"),
+        (["reward.noise=loud"], "reward.noise=loud: expected float or int"),
+        (["ensemble.agents.cedar.options.skill=high"], "options.skill=high: expected float or int"),
+        (["experiment=null"], "experiment=None"),
+        (["seed=99999999999999999999"], "seed=99999999999999999999"),
+        (["seed=1.5"], "seed=1.5"),
         (["task.path=???"], "task.path has no value; give task.path=<value>"),
     ],
 )
@@ -235,6 +246,75 @@ def test_help_loads_nothing_heavy(tmp_path, command):
 def test_an_unknown_command_names_the_others(tmp_path):
     result = cli("rnu", cwd=tmp_path)
     assert result.returncode == 2 and "Did you mean 'run'?" in result.stderr
+
+
+def test_a_failed_rerun_leaves_earlier_results_as_they_were(questions, tmp_path):
+    base = [*RUN, f"task.path={questions}", "method=random"]
+    ok(cli(*base, "budget.samples=[2]", cwd=tmp_path))
+    (folder,) = {path.parent for path in tmp_path.rglob("curve.csv")}
+    names = ("config.yaml", "curve.csv", "trajectories.jsonl")
+    before = {name: (folder / name).read_bytes() for name in names}
+    changed = ["budget.samples=[16]", "engine=replay", "reward.noise=3", "flops=paper"]
+    assert cli(*base, *changed, cwd=tmp_path).returncode == 1
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    failing = [
+        f"+ensemble.agents.{name}.options.failure_rate=1.0" for name in ("cedar", "birch", "alder", "rowan")
+    ]
+    assert cli(*base, "budget.samples=[4]", *failing, cwd=tmp_path).returncode == 1
+    with (folder / "curve.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["budget"], row["problems"], row["failed"]) == ("4", "0", "12")
+    assert row["best_reward"] == "" and "accuracy" not in row
+    assert [line["answer"] for line in lines((folder / "trajectories.jsonl").read_text())] == [None] * 12
+
+
+def test_a_folder_is_one_process_at_a_time(questions, tmp_path):
+    arguments = [*RUN, f"task.path={questions}", "method=random", "budget.samples=2"]
+    ok(cli(*arguments, cwd=tmp_path))
+    (lock,) = tmp_path.rglob("run.lock")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = cli(*arguments, cwd=tmp_path)
+    assert result.returncode == 2 and "another process is running" in result.stderr
+    ok(cli(*arguments, cwd=tmp_path))
+
+
+def test_every_failing_cell_of_a_sweep_says_why_and_the_others_run(questions, tmp_path):
+    (tmp_path / "boom.py").write_text(
+        "from toa_exp.core import Request\n\n"
+        "def boom(problem, agents, budget, rng):\n"
+        "    yield [Request(agents[0])]\n"
+        "    raise KeyError('lost it')\n"
+    )
+    conf = tmp_path / "conf" / "method"
+    conf.mkdir(parents=True)
+    (conf / "boom.yaml").write_text("_target_: boom.boom\n_partial_: true\n")
+    result = cli("run", "-m", "--config-dir=conf", *RUN[1:], f"task.path={questions}", "budget.samples=2",
+                 "method=boom,random", "budget.max_samples=8", "flops=model,papr", cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 2
+    assert "KeyError: 'lost it'" in result.stderr and "Did you mean 'paper'?" in result.stderr
+    names = {path.parts[-3] for path in tmp_path.rglob("curve.csv")}
+    assert names == {"random,flops=model"}
+
+
+def test_figures_of_one_run_folder_and_paths_that_need_quotes(questions, tmp_path):
+    odd = tmp_path / "größe, a=b.jsonl"
+    odd.write_bytes(questions.read_bytes())
+    ok(cli(*RUN, f"task.path={odd}", "method=random", "budget.samples=2", cwd=tmp_path))
+    (folder,) = {path.parent for path in tmp_path.rglob("curve.csv")}
+    written = ok(cli("figures", folder.relative_to(tmp_path), cwd=tmp_path)).stdout
+    assert written.count("\n") == 3
+    (tmp_path / "größe").mkdir()
+    result = cli("figures", "größe", cwd=tmp_path)
+    assert result.returncode == 2 and "größe" in result.stderr
+
+
+def test_seeds_of_different_configurations_are_no_curve(questions, tmp_path):
+    base = [*RUN, f"task.path={questions}", "method=random", "budget.samples=2"]
+    ok(cli(*base, "seed=0", "task.limit=3", cwd=tmp_path))
+    ok(cli(*base, "seed=1", "task.limit=7", cwd=tmp_path))
+    result = cli("figures", "results", cwd=tmp_path)
+    assert result.returncode == 2 and "differ in configuration" in result.stderr
 
 
 def test_results_of_another_configuration_are_replaced_with_a_word(questions, tmp_path):

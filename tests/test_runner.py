@@ -153,6 +153,16 @@ def test_a_problem_without_any_usable_sample_has_no_answer_and_no_metrics(tmp_pa
     assert seen.all[0].best_reward is None
 
 
+def test_a_rerun_is_equal_to_the_byte_whatever_number_a_reward_gives(tmp_path):
+    class Whole(ToyReward):
+        async def score(self, problem, text):
+            return replace(await super().score(problem, text), reward=-0.0 if "1" in text else 1)
+
+    first, _ = run(tmp_path, toa, reward=Whole())
+    again, _ = run(tmp_path, toa, reward=Whole())
+    assert again == first
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_reward_that_is_no_number_is_never_stored(tmp_path, value):
     class Broken(ToyReward):

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,18 @@ def test_a_full_disk_fails_the_writers_and_keeps_what_was_stored(tmp_path):
     store = Store(tmp_path / "store.sqlite")
     assert [row[0] for row in store.rows("SELECT text FROM draws")] == ["kept"]
     store.close()
+
+
+def test_an_error_that_is_none_of_sqlites_reaches_the_writer(tmp_path):
+    async def write():
+        store = Store(tmp_path / "store.sqlite")
+        with pytest.raises(OverflowError):
+            await store.put_draw(replace(draw(), seed=2**80), sample("text"))
+        kept = await store.put_draw(draw(1), sample("kept"))
+        store.close()
+        return kept
+
+    assert asyncio.run(write()) == sample("kept")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
