@@ -116,13 +116,16 @@ class Architecture:
 def architecture(config: Mapping[str, Any], *, output_head: bool = True) -> Architecture:
     """The architecture that a Hugging Face `config.json` describes.
 
-    `output_head` is False for a model that scores instead of writing. Raises BadInput where the
-    family is unknown or a field is missing, since a guess would be a wrong cost.
+    `output_head` is False for a model that scores instead of writing. Families without a formula
+    here are counted (`toa_exp.counting`). Raises BadInput where transformers does not know the
+    family either or a field is missing, since a guess would be a wrong cost.
     """
-    config = {**config, **config.get("text_config", {})}
+    given, config = config, {**config, **config.get("text_config", {})}
     family = config.get("model_type")
     if family not in _GATED | _PLAIN:
-        raise choose("model_type for FLOPs", family, sorted(_GATED | _PLAIN))
+        from toa_exp.counting import counted  # needs transformers, which formulas do not
+
+        return counted(given, output_head=output_head)
     field = _reader(config, str(family))
     hidden = field("hidden_size", "n_embd", "dim")
     layers = field("num_hidden_layers", "n_layer", "n_layers")
