@@ -221,6 +221,10 @@ class Cost:
         self.usd = None if self.usd is None or other.usd is None else self.usd + other.usd
         self.seconds += other.seconds
 
+    def record(self) -> dict[str, float | None]:
+        """The cost by name, as it is written to trajectories.jsonl."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
     @property
     def tokens(self) -> int:
         """Prompt and completion tokens together."""

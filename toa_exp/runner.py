@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ class Outcome:
             "samples": [step.record() for step in self.steps],
             "answer": self.answer,
             "metrics": self.metrics,
-            "cost": asdict(self.cost),
+            "cost": self.cost.record(),
         }
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
