@@ -27,7 +27,7 @@ def test_adding_a_method_is_one_file_and_one_yaml(tmp_path):
     (config,) = [block for block in blocks("yaml") if "patient" in block]
     assert len(source.splitlines()) < 60
     (tmp_path / "patient.py").write_text(source)
-    path = tmp_path / "conf" / "method" / "patient.yaml"
+    path = tmp_path / "mine" / "method" / "patient.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(config)
     (run,) = [command for command in commands() if "method=patient,toa" in command]
@@ -56,4 +56,4 @@ def test_every_command_and_group_of_the_readme_exists():
         for argument in command[2:]:
             group, _, choice = argument.partition("=")
             if group in group_choices() and group not in ("experiment",):
-                assert set(choice.split(",")) - {"patient"} <= set(group_choices()[group]), argument
+                assert set(choice.split(",")) - {"patient", "pair"} <= set(group_choices()[group]), argument

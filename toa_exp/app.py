@@ -64,10 +64,11 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
         if error.options is None:
             raise BadInput(str(error)) from error
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        raise choose(f"choice of {group}:", choice, list(error.options)) from error
+        unknown = choose(f"choice of {group}:", choice, list(error.options))
+        raise BadInput(f"{unknown}. --config-dir <folder> adds YAMLs of your own") from error
     except ConfigCompositionException as error:
         raise BadInput(_allowed(error, config, overrides, _config_dirs(arguments))) from error
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         raise BadInput(str(error).strip()) from error
     return max(failed, default=0)
 
@@ -91,7 +92,10 @@ def _split(argument: str) -> list[str]:
 def positional(arguments: list[str], key: str) -> list[str]:
     """The arguments with the one that is no override and no flag as the value of `key`."""
     flags = _flags(arguments)
-    return [a if a in flags or _OVERRIDE.match(a) else f"{key}={_quoted(a)}" for a in arguments]
+    result = [a if a in flags or _OVERRIDE.match(a) else f"{key}={_quoted(a)}" for a in arguments]
+    if not any(argument.startswith(f"{key}=") for argument in result):
+        raise BadInput(f"no {key} is given; see --help")
+    return result
 
 
 def _flags(arguments: list[str]) -> list[str]:

@@ -40,7 +40,7 @@ def _dispatch(arguments: list[str]) -> int:
     if command not in commands:
         raise choose("command", command, commands)
     if _HELP & set(rest):
-        print(_help(command))
+        print(_help(command, rest))
         return 0
     app = importlib.import_module(f"toa_exp.commands.{command}")
     status: int = app.main(rest)
@@ -60,19 +60,31 @@ def _overview(commands: list[str]) -> str:
     )
 
 
-def _help(command: str) -> str:
-    """What a command does, its own configuration with comments, and the groups it composes."""
+def _help(command: str, arguments: list[str]) -> str:
+    """What a command does, its own configuration with comments, and the groups it composes.
+
+    Of a choice among the arguments (`method=toa`) its fields are shown.
+    """
     name = "config" if command == "run" else command
     path = CONF / f"{name}.yaml"
     if not path.is_file():
         raise BadInput(f"the command {command!r} has no configuration {path.name}")
     text = path.read_text(encoding="utf-8").split("\nhydra:")[0].strip()
     parts = [f"toa-exp {command}: {_description(command)}"]
-    groups = [group for group in group_choices() if f"- {group}:" in text]
+    choices = group_choices()
+    groups = [group for group in choices if f"- {group}:" in text]
     if groups:
-        parts.append("Groups and their choices (group=choice; a field of one is group.field=value):")
-        choices = group_choices()
+        parts.append(
+            "Groups and their choices. group=choice chooses, group.field=value sets a field;\n"
+            f"toa-exp {command} group=choice --help shows the fields."
+        )
         parts.append("\n".join(f"  {group:10} {', '.join(choices[group])}" for group in groups))
+    for group, _, choice in (argument.partition("=") for argument in arguments):
+        if group in groups:
+            if choice not in choices[group]:
+                raise choose(f"choice of {group}:", choice, choices[group])
+            fields = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8").strip()
+            parts.append(f"Fields of {group}={choice}:\n" + "\n".join(f"  {f}" for f in fields.splitlines()))
     parts.append(f"Configuration, from conf/{path.name}:")
     parts.append("\n".join(f"  {line}" for line in text.splitlines()))
     parts.append(

@@ -236,7 +236,7 @@ class Cost:
         if value is None:
             raise BadInput(
                 "budget.unit=usd needs a price of every agent; set "
-                "ensemble.agents.<agent>.price={prompt: <USD per million tokens>, completion: ...}"
+                "'+ensemble.agents.<agent>.price={prompt: <USD per million tokens>, completion: ...}'"
             )
         return float(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from toa_exp.budgets import Budgets
 from toa_exp.build import build, build_function, call
 from toa_exp.core import Search
 from toa_exp.cost import Accountant
+from toa_exp.draws import digest, encode
 from toa_exp.engines.base import Engine
 from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput
@@ -25,7 +27,10 @@ from toa_exp.trajectory import Player
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that a configuration describes; `problems` is their number."""
+    """Everything that a configuration describes.
+
+    `problems` is their number, `content` a digest of their ids, prompts and references.
+    """
 
     task: Task
     engine: Engine
@@ -36,6 +41,7 @@ class Job:
     accountant: Accountant
     store: str
     problems: int
+    content: str
     config: DictConfig
 
     def runner(self, sampler: Sampler) -> Runner:
@@ -85,8 +91,16 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
         ),
         store=config.store.path,
         problems=task.count(),
+        content=_content(task),
         config=config,
     )
+
+
+def _content(task: Task) -> str:
+    state = hashlib.blake2b(digest_size=8)
+    for problem in task.problems():
+        state.update(digest(encode(problem.id), encode(problem.prompt), encode(str(problem.reference))))
+    return state.hexdigest()
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from toa_exp import __version__
 from toa_exp.curves import Row, metrics_of, write_curve
 from toa_exp.draws import canonical, digest
 from toa_exp.errors import BadInput
+from toa_exp.sampler import Counts
 from toa_exp.stats import LEVEL, RESAMPLES, SEED
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,13 @@ log = logging.getLogger(__name__)
 _IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store"}
 
 
-def record(config: DictConfig, choices: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def record(
+    config: DictConfig, choices: Mapping[str, Any], names: Mapping[str, str], problems: str
+) -> dict[str, Any]:
     """The resolved configuration with what it was run by, under `run`, as config.yaml has it.
 
-    `run.configuration` is a digest of all that decides the results, the seed apart.
+    `problems` is a digest of the task's problems. `run.configuration` is a digest of all that
+    decides the results, the seed apart.
     """
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
@@ -36,7 +40,8 @@ def record(config: DictConfig, choices: Mapping[str, Any], names: Mapping[str, s
         "version": __version__,
         **{part: names[part] for part in ("experiment", "task", "ensemble", "method")},
         **{group: str(choices[group]) for group in ("selection", "reward", "engine")},
-        "configuration": digest(canonical(material)).hex()[:8],
+        "problems": problems,
+        "configuration": digest(canonical({**material, "problems": problems})).hex()[:8],
     }
     return {"run": run, **values}
 
@@ -100,8 +105,8 @@ def signature(values: Mapping[str, Any], problems: int, failed: int) -> str:
     return "|".join(f"{key}:{value}" for key, value in parts.items())
 
 
-def table(rows: Sequence[Row], values: Mapping[str, Any], folder: Path) -> str:
-    """The curve as text, with its signature and where it is stored."""
+def table(rows: Sequence[Row], values: Mapping[str, Any], folder: Path, counts: Counts) -> str:
+    """The curve as text, with its signature, where it is stored and how much of it had to be drawn."""
     metrics = metrics_of(rows)
     heads = ["budget", "samples", "tokens", "FLOPs", *metrics]
     lines = [[_cell(row, head) for head in heads] for row in rows]
@@ -110,9 +115,10 @@ def table(rows: Sequence[Row], values: Mapping[str, Any], folder: Path) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in [heads, *lines]
     ]
+    made = f"written to {folder}; {counts.drawn} samples drawn, {counts.stored} found in the store"
     problems = max((row["problems"] for row in rows), default=0)
     failed = max((row["failed"] for row in rows), default=0)
-    return "\n".join([*text, signature(values, problems, failed), f"written to {folder}", ""])
+    return "\n".join([*text, signature(values, problems, failed), made, ""])
 
 
 def _cell(row: Row, head: str) -> str:

@@ -24,11 +24,16 @@ Value = TypeVar("Value")
 
 @dataclass(slots=True)
 class Counts:
-    """What a run did so far; `retries` counts requests that had to be sent again."""
+    """What a run did so far.
+
+    `samples` were handed to searches, `drawn` came from the engine and `stored` from the store.
+    `retries` counts requests that had to be sent again.
+    """
 
     samples: int = 0
     tokens: int = 0
     drawn: int = 0
+    stored: int = 0
     scored: int = 0
     failures: int = 0
     retries: int = 0
@@ -46,6 +51,7 @@ class Sampler:
         self.agent_digests = {
             name: store.register(agent.fingerprint()) for name, agent in engine.agents.items()
         }
+        self.simulated = {name for name, agent in engine.agents.items() if agent.simulated}
         self._engine = engine
         self._reward = reward
         self._reward_digest = store.register(reward.fingerprint())
@@ -59,9 +65,11 @@ class Sampler:
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw. Raises Unavailable where the engine had none after all retries."""
         sample = await self._store.get_draw(draw)
+        counts = self.counts
         if sample is None:
             sample = await self._once(self._samples, draw.key, self._draw, draw)
-        counts = self.counts
+        else:
+            counts.stored += 1
         counts.samples += 1
         counts.tokens += sample.usage.prompt_tokens + sample.usage.completion_tokens
         counts.failures += sample.failure is not None

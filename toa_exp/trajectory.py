@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from toa_exp.aio import gather_all
 from toa_exp.core import Problem, Reply, Request, Search
 from toa_exp.cost import Accountant, Cost
-from toa_exp.draws import Draw, Message, canonical, digest, draw_key
+from toa_exp.draws import Draw, Message, canonical, digest, draw_key, encode
 from toa_exp.errors import BadInput, MethodError
 from toa_exp.sampler import Sampler
 from toa_exp.tasks.base import Task
@@ -82,6 +82,8 @@ class Player:
         # Neither method nor budget is in the seed: a shorter run of an anytime method is a prefix.
         rng = Random(f"{self.seed}/{problem.id}")
         search = self.method(problem, self.agents, budget, rng)
+        if not isinstance(search, Generator):
+            raise MethodError(f"the method returned a {type(search).__name__}; it is a generator that yields")
         game = _Game(self, problem)
         trajectory = game.trajectory
         replies: list[Reply] | None = None
@@ -106,6 +108,8 @@ class Player:
         return trajectory
 
     def _check(self, requests: list[Request], asked: int, budget: int) -> None:
+        if not isinstance(requests, list):
+            raise MethodError(f"the method yielded a {type(requests).__name__}; it yields a list of requests")
         if not requests:
             raise MethodError("the method yielded no request; it must return when it is done")
         if asked + len(requests) > budget:
@@ -171,12 +175,14 @@ class _Game:
         player, problem = self._player, self._problem
         prompt = self._prompt(request)
         agent = player.sampler.agent_digests[request.agent]
-        occurrence = self._asked[agent, prompt.digest]
-        self._asked[agent, prompt.digest] += 1
+        asked = prompt.digest
+        if request.agent in player.sampler.simulated:  # it reads the reference too
+            asked = digest(asked, encode(str(problem.reference)))
+        occurrence = self._asked[agent, asked]
+        self._asked[agent, asked] += 1
         seed = player.seed
-        key = draw_key(problem.id, agent, prompt.digest, occurrence, seed)
-        draw = Draw(key, problem, request, prompt.messages, agent, prompt.digest, occurrence, seed)
-        return draw, prompt
+        key = draw_key(problem.id, agent, asked, occurrence, seed)
+        return Draw(key, problem, request, prompt.messages, agent, asked, occurrence, seed), prompt
 
     def _prompt(self, request: Request) -> _Prompt:
         try:

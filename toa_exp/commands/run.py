@@ -46,7 +46,7 @@ def _run(config: DictConfig) -> None:
     names = labels(config, hydra)
     folder = Path(hydra.runtime.output_dir)
     job = assemble(config, list(hydra.overrides.task))
-    record = records.record(config, hydra.runtime.choices, names)
+    record = records.record(config, hydra.runtime.choices, names, job.content)
     with records.exclusive(folder), Tracker(config.tracking, folder, record) as tracker:
         records.warn_of_changes(folder, record)
         partial = folder / "trajectories.jsonl.partial"
@@ -54,7 +54,7 @@ def _run(config: DictConfig) -> None:
         if partial.stat().st_size:  # where nothing came of it, earlier results stay
             rows = watch.curve.rows()
             records.publish(folder, partial, record, rows)
-            print(records.table(rows, record, folder))
+            print(records.table(rows, record, folder, watch.counts))
             tracker.curve(rows)
             tracker.outputs()
             tracker.figures(lambda: figures(folder, "flops", None, folder / "figures"))

@@ -57,6 +57,9 @@ class Prompts:
     def __init__(self, templates: Mapping[str, Sequence[Message]], each_draft: str) -> None:
         if "direct" not in templates:
             raise BadInput("task.prompts.templates has no `direct`; every task needs one")
+        for name, messages in templates.items():
+            if not any("{prompt}" in message["content"] for message in messages):
+                raise BadInput(f"task.prompts.templates.{name} nowhere has {{prompt}}, the problem's prompt")
         self._templates = templates
         self._each_draft = each_draft
 

@@ -35,7 +35,7 @@ class Questions:
         hub: Mapping[str, Any] | None = None,
         reference_pattern: str | None = None,
         limit: int | None = None,
-        ids: Sequence[str] | None = None,
+        ids: Sequence[str | int] | str | int | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise BadInput(f"task.limit={limit}: give a number of problems, 1 or more, or null for all")
@@ -46,7 +46,8 @@ class Questions:
         self._hub = dict(hub) if hub else None
         self._pattern = re.compile(reference_pattern) if reference_pattern else None
         self._limit = limit
-        self._ids = None if ids is None else {str(identifier) for identifier in ids}
+        chosen = [ids] if isinstance(ids, str | int) else ids
+        self._ids = None if chosen is None else {str(identifier) for identifier in chosen}
 
     def count(self) -> int:
         """How many problems there are, after checking every row of the data."""
