@@ -1,0 +1,88 @@
+"""What the recipe asks of a task in miniature: problems of parts, each part with one right value.
+
+A domain writes and reads answers part by part. Everything else (who is strong in what, refinement,
+aggregation, rewards) is the same for all tasks and knows parts and values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from random import Random
+from typing import Protocol
+
+UNLABELLED = float("nan")
+_TEST_SHARE = 0.2
+
+
+class Part(Protocol):
+    """One part of a problem."""
+
+    @property
+    def table(self) -> tuple[str, str]:
+        """The piece of knowledge that it takes: the skill, and which piece of it."""
+        ...
+
+    def answer(self, rng: Random) -> str:
+        """A right value; `rng` chooses where there are several."""
+        ...
+
+    def accepts(self, value: str) -> bool:
+        """Whether a value is right."""
+        ...
+
+    def slip(self, rng: Random) -> str:
+        """A plausible wrong value."""
+        ...
+
+
+class Domain(Protocol):
+    """A task in miniature."""
+
+    name: str
+
+    def draw(self, rng: Random, parts: int) -> str:
+        """A random prompt of so many parts."""
+        ...
+
+    def parse(self, prompt: str) -> Sequence[Part]:
+        """The parts of a prompt; raises ValueError where it is none."""
+        ...
+
+    def solution(self, parts: Sequence[Part], values: Sequence[str]) -> str:
+        """The answer in which the parts have these values."""
+        ...
+
+    def values(self, parts: Sequence[Part], text: str) -> list[str | None]:
+        """The value that an answer gives each part, None where it cannot be told."""
+        ...
+
+    def right(self, prompt: str, text: str) -> list[bool]:
+        """Part by part whether the answer is right; it can be longer than the parts (then with False)."""
+        ...
+
+    def marks(self, prompt: str, text: str) -> list[float]:
+        """For every character of an answer 1.0 while its part is right so far, else 0.0, or UNLABELLED."""
+        ...
+
+
+def is_test(prompt: str) -> bool:
+    """Whether a problem is for tests; training never sees it. A hash of the prompt decides."""
+    return int.from_bytes(blake2b(prompt.encode(), digest_size=4).digest()) < _TEST_SHARE * 2**32
+
+
+def problems(domain: Domain, seed: int | str, parts: int | tuple[int, int], *, test: bool) -> Iterator[str]:
+    """Distinct prompts of one split, without end, of `parts` parts or of a range of them, each as likely."""
+    rng = Random(f"{domain.name}/{seed}/{parts}/{test}")
+    seen: set[str] = set()
+    while True:
+        prompt = domain.draw(rng, parts if isinstance(parts, int) else rng.randint(*parts))
+        if is_test(prompt) == test and prompt not in seen:
+            seen.add(prompt)
+            yield prompt
+
+
+def grade(domain: Domain, prompt: str, text: str) -> tuple[float, float]:
+    """Accuracy (1.0 where every part is right) and the share of right parts."""
+    right = domain.right(prompt, text)
+    return float(all(right)), sum(right) / len(right)
