@@ -17,13 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from toa_exp.core import Search
-from toa_exp.methods.moa import moa
-from toa_exp.methods.parallel import parallel
-from toa_exp.methods.prs import prs
-from toa_exp.methods.random import random
-from toa_exp.methods.sequential import sequential
-from toa_exp.methods.toa import toa
 
 from lab.domain import Domain, grade, problems
 from lab.folders import load
@@ -33,6 +26,13 @@ from lab.rewards import likelihoods, scores
 from lab.rewards import score as as_score
 from lab.tasks import PLANS, Plan
 from lab.writer import Writer
+from toa_exp.core import Search
+from toa_exp.methods.moa import moa
+from toa_exp.methods.parallel import parallel
+from toa_exp.methods.prs import prs
+from toa_exp.methods.random import random
+from toa_exp.methods.sequential import sequential
+from toa_exp.methods.toa import toa
 
 Row = dict[str, Any]
 """method, budget, and per problem: accuracy, share, flops, tokens."""

@@ -13,12 +13,12 @@ from random import Random
 from typing import Any
 
 import torch
-from toa_exp.core import Problem, Reply, Request, Search, Usage
-from toa_exp.cost import Architecture, architecture
 
 from lab.decoding import sample
 from lab.network import Network
 from lab.writer import Writer
+from toa_exp.core import Problem, Reply, Request, Search, Usage
+from toa_exp.cost import Architecture, architecture
 
 Score = Callable[[Sequence[tuple[str, str]]], list[float]]
 """From (prompt, answer) pairs to numbers."""
