@@ -19,7 +19,7 @@ _JSON = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
 
 def digest(*parts: bytes) -> bytes:
     """A 16-byte digest of the parts, each with its length, so that no two lists read alike."""
-    lengths = b",".join(b"%d" % len(part) for part in parts)
+    lengths = b"%d," * len(parts) % tuple(map(len, parts))
     return hashlib.blake2b(b"".join((lengths, b":", *parts)), digest_size=_BYTES).digest()
 
 

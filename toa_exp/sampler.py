@@ -87,8 +87,8 @@ class Sampler:
         sample = await self._patiently(self._engine.sample, draw)
         self.counts.drawn += 1
         # As the store will give it back: lone surrogates fit in no file.
-        text = sample.text.encode("utf-8", "replace").decode()
-        sample = replace(sample, text=text, seconds=float(sample.seconds) + 0.0)
+        if not sample.text.isascii():
+            sample = replace(sample, text=sample.text.encode("utf-8", "replace").decode())
         return await self._store.put_draw(draw, sample)
 
     async def _score(self, problem: Problem, text: str, key: ScoreKey) -> Score:

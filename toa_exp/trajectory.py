@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -139,7 +138,7 @@ class _Game:
         self._problem = problem
         self._index: dict[int, int] = {}  # id of a reply -> its step; the steps keep replies alive
         self._prompts: dict[tuple[str, tuple[int, ...]], _Prompt] = {}
-        self._asked: Counter[tuple[bytes, bytes]] = Counter()
+        self._asked: dict[tuple[bytes, bytes], int] = {}
         self._spent = Cost()
 
     async def answer(self, requests: list[Request], allowance: Allowance | None) -> bool:
@@ -178,8 +177,8 @@ class _Game:
         asked = prompt.digest
         if request.agent in player.sampler.simulated:  # it reads the reference too
             asked = digest(asked, encode(str(problem.reference)))
-        occurrence = self._asked[agent, asked]
-        self._asked[agent, asked] += 1
+        occurrence = self._asked.get((agent, asked), 0)
+        self._asked[agent, asked] = occurrence + 1
         seed = player.seed
         key = draw_key(problem.id, agent, asked, occurrence, seed)
         return Draw(key, problem, request, prompt.messages, agent, asked, occurrence, seed), prompt
