@@ -3,8 +3,8 @@
 Every size runs `toa-exp run` as a process of its own in an empty folder: configuration, search, store,
 accounting, scoring and results, as a user has them. CPU time (user and system) and peak memory are
 those that the operating system counts for that process. Since machines and their load differ, a fixed
-pure-Python loop is timed every now and then while the process runs; the result is the CPU time of a
-sample as a multiple of one turn of that loop.
+pure-Python loop is timed every quarter of a second, while the process is held; the result is the CPU
+time of a sample as a multiple of one turn of that loop.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import platform
 import pstats
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,9 @@ def run(problems: int, options: argparse.Namespace) -> Measured:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
+            process.send_signal(signal.SIGSTOP)  # two threads of one core would slow each other down
             turns.append(reference())
+            process.send_signal(signal.SIGCONT)
             time.sleep(PAUSE)
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
