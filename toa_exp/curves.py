@@ -10,8 +10,10 @@ from typing import Any
 
 from toa_exp.cost import Cost
 from toa_exp.errors import ToaError
+from toa_exp.metrics.base import Metric
+from toa_exp.metrics.pooled import Pool
 from toa_exp.runner import Outcome
-from toa_exp.stats import bootstrap_means
+from toa_exp.stats import bootstrap, bootstrap_means
 
 COSTS = ["samples", "prompt_tokens", "completion_tokens", "flops", "reward_flops", "usd", "seconds"]
 
@@ -23,11 +25,14 @@ class Curve:
     """Gathers the outcomes of one run, problem by problem, as columns of numbers.
 
     `failed` counts the problems without an answer and those that were parked; all means are over
-    the others, `problems` in number.
+    the others, `problems` in number. `pools` are the functions of metrics that are no mean.
     """
 
-    def __init__(self, method: str, budgets: Sequence[float]) -> None:
+    def __init__(
+        self, method: str, budgets: Sequence[float], pools: Mapping[str, Pool] | None = None
+    ) -> None:
         self._method = method
+        self._pools = pools or {}
         self._columns: dict[float, dict[str, array[float]]] = {budget: {} for budget in budgets}
         self._failed = dict.fromkeys(budgets, 0)
 
@@ -44,7 +49,11 @@ class Curve:
                 f"those before it; a task's score gives the same metrics for every problem"
             )
         for name, value in values.items():
-            columns.setdefault(name, array("d")).append(value)
+            column = columns.setdefault(name, array("d"))
+            if isinstance(value, Sequence):
+                column.extend(value)
+            else:
+                column.append(value)
 
     def park(self) -> None:
         """Count a problem that has no trajectory at any budget."""
@@ -55,9 +64,11 @@ class Curve:
         """One row a budget; bounds are of the 95 % bootstrap interval over problems."""
         return [self._row(budget) for budget in self._columns]
 
-    def _values(self, cost: Cost, reward: float, metrics: Mapping[str, float]) -> dict[str, float]:
+    def _values(self, cost: Cost, reward: float, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
         costs = {name: getattr(cost, name) for name in COSTS}
-        values = {name: float("nan") if value is None else float(value) for name, value in costs.items()}
+        values: dict[str, Metric] = {
+            name: float("nan") if value is None else float(value) for name, value in costs.items()
+        }
         return {**values, "best_reward": reward, **metrics}
 
     def _row(self, budget: float) -> Row:
@@ -68,9 +79,15 @@ class Curve:
         row["problems"] = len(columns["samples"]) if columns else 0
         if not columns:
             return row
-        table = np.column_stack([np.frombuffer(column) for column in columns.values()])
-        means, lower, upper = bootstrap_means(table)
-        for name, mean, low, high in zip(columns, means, lower, upper, strict=True):
+        plain = [name for name in columns if name not in self._pools]
+        table = np.column_stack([np.frombuffer(columns[name]) for name in plain])
+        found = dict(zip(plain, zip(*bootstrap_means(table), strict=True), strict=True))
+        for name in columns:
+            if name in self._pools:
+                found[name] = bootstrap(
+                    np.frombuffer(columns[name]).reshape(row["problems"], -1), self._pools[name]
+                )
+            mean, low, high = found[name]
             row[name] = None if np.isnan(mean) else float(mean)
             if name not in COSTS:
                 row[f"{name}_lo"], row[f"{name}_hi"] = float(low), float(high)

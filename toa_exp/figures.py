@@ -75,7 +75,7 @@ def figures(folder: Path, x: str, y: str | None, out: Path | None) -> list[Path]
     tasks: dict[str, list[Run]] = {}
     for run in find_runs(folder):
         tasks.setdefault(run.labels["task"], []).append(run)
-    chosen = {task: _metric(task, runs, y) for task, runs in tasks.items()}
+    chosen = {task: chosen_metric(task, runs, y) for task, runs in tasks.items()}
     out = folder / "figures" if out is None else out
     written = []
     for task, metric in chosen.items():
@@ -147,8 +147,8 @@ def draw(drawn: Sequence[Line], x: str, y: str, stem: Path) -> list[Path]:
     return files
 
 
-def _metric(task: str, runs: Sequence[Run], y: str | None) -> str:
-    """The metric to draw, one that all runs of the task have."""
+def chosen_metric(task: str, runs: Sequence[Run], y: str | None) -> str:
+    """The metric to draw, one that all runs of the task have; raises BadInput for another."""
     shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
     if y is None:
         return next((name for name in shared if name != "best_reward"), "best_reward")
@@ -161,7 +161,7 @@ def _shared(drawn: Sequence[Line], value: Callable[[Line], object]) -> str:
     """The one value of all curves, or each value with the curves it holds for, most of them last."""
     titles: dict[str, list[str]] = {}
     for line in drawn:
-        titles.setdefault(str(value(line)), []).append(_title(line, drawn))
+        titles.setdefault(str(value(line)), []).append(title(line, drawn))
     if len(titles) == 1:
         return next(iter(titles))
     *groups, (most, names) = sorted(titles.items(), key=lambda group: len(group[1]))
@@ -169,7 +169,7 @@ def _shared(drawn: Sequence[Line], value: Callable[[Line], object]) -> str:
     return " ".join(f"{value} ({', '.join(names)})" for value, names in groups)
 
 
-def _title(line: Line, drawn: Sequence[Line]) -> str:
+def title(line: Line, drawn: Sequence[Line]) -> str:
     """What the legend calls a curve: its method, and whatever else tells it from the others."""
     return " · ".join([line.label("method"), *_variant(line, drawn)])
 
@@ -193,7 +193,7 @@ def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
         axes.plot(
             x,
             [point.y for point in line.points],
-            label=_title(line, drawn),
+            label=title(line, drawn),
             color=colour,
             linewidth=1.4,
             linestyle=_DASHES[variants.index(_variant(line, drawn)) % len(_DASHES)],
@@ -254,10 +254,10 @@ def _legend(axes: Axes, drawn: Sequence[Line]) -> None:
 
     entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     ended = sorted(drawn, key=lambda line: -line.points[-1].y)
-    titles = [_title(line, drawn) for line in ended]
+    titles = [title(line, drawn) for line in ended]
     band = Patch(color="#7f7f7f", alpha=0.25, linewidth=0)
     axes.legend(
-        [*(entries[title] for title in titles), band],
+        [*(entries[name] for name in titles), band],
         [*titles, f"{LEVEL:.0%} interval\nover problems"],
         loc="upper left",
         bbox_to_anchor=(1.01, 1.02),

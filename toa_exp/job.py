@@ -44,6 +44,11 @@ class Job:
     content: str
     config: DictConfig
 
+    @property
+    def pools(self) -> dict[str, str]:
+        """The import paths of the task's pooled metrics by name; see metrics/pooled.py."""
+        return dict(getattr(self.task, "pools", {}))
+
     def runner(self, sampler: Sampler) -> Runner:
         """The runner of this job over a sampler of its own."""
         config = self.config

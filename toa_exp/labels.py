@@ -9,18 +9,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from toa_exp.errors import BadInput
+
+LAB_WEIGHTS = Path(__file__).parent / "lab" / "weights"
 PARTS = ["experiment", "task", "ensemble", "method", "seed"]
 _OVERRIDE = re.compile(r"^[+~]*([\w./@-]+)=?(.*)$", re.S)
 _UNSAFE = re.compile(r"[^\w.+=,\[\]-]+")
 
 
 def register() -> None:
-    """Make the folder of a run available to the configuration as ${run_folder:}."""
+    """Make the folder of a run available as ${run_folder:}, that of a lab model as ${lab_model:...}."""
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
+    OmegaConf.register_new_resolver("lab_model", lab_model, replace=True)
+
+
+def lab_model(weights: str | None, domain: str | None, name: str) -> str:
+    """The folder of one of the lab's models; `weights` None stands for those of the package."""
+    if domain is None:
+        raise BadInput(
+            f"the lab's model {name!r} answers the lab's own tasks alone; choose task=lab_math, "
+            f"task=lab_translation or task=lab_instructions, or another ensemble and reward"
+        )
+    root = LAB_WEIGHTS if weights is None else Path(weights)
+    return str(root / domain / name)
 
 
 def in_folder_name(key: str) -> bool:

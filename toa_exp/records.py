@@ -25,12 +25,16 @@ _IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "r
 
 
 def record(
-    config: DictConfig, choices: Mapping[str, Any], names: Mapping[str, str], problems: str
+    config: DictConfig,
+    choices: Mapping[str, Any],
+    names: Mapping[str, str],
+    problems: str,
+    pools: Mapping[str, str],
 ) -> dict[str, Any]:
     """The resolved configuration with what it was run by, under `run`, as config.yaml has it.
 
-    `problems` is a digest of the task's problems. `run.configuration` is a digest of all that
-    decides the results, the seed apart.
+    `problems` is a digest of the task's problems and `pools` names the functions of its pooled
+    metrics. `run.configuration` is a digest of all that decides the results, the seed apart.
     """
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
@@ -41,6 +45,7 @@ def record(
         **{part: names[part] for part in ("experiment", "task", "ensemble", "method")},
         **{group: str(choices[group]) for group in ("selection", "reward", "engine")},
         "problems": problems,
+        "pools": dict(pools),
         "configuration": digest(canonical({**material, "problems": problems})).hex()[:8],
     }
     return {"run": run, **values}

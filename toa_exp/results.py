@@ -6,14 +6,18 @@ import csv
 import json
 import logging
 from array import array
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toa_exp.errors import BadInput
-from toa_exp.stats import bootstrap_means
+from toa_exp.metrics.pooled import Pool, pools_of
+from toa_exp.stats import bootstrap, bootstrap_means
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +35,15 @@ class Run:
     """A finished run folder.
 
     `labels` holds LABELS by name, and `flops`, the rule they are counted by. `metrics` are the
-    columns of curve.csv that have an interval, and `failed` counts by budget the problems without
-    an answer.
+    columns of curve.csv that have an interval, `pools` the functions of those that are no mean
+    (metrics/pooled.py), and `failed` counts by budget the problems without an answer.
     """
 
     folder: Path
     seed: int
     labels: Mapping[str, str]
     metrics: tuple[str, ...]
+    pools: Mapping[str, Pool]
     failed: Mapping[float, int]
 
 
@@ -97,16 +102,63 @@ def points(runs: Sequence[Run], x: str, y: str) -> list[Point]:
                 f"seeds of one curve have different budgets: {run.folder} has {_listed(run.failed)}, "
                 f"{runs[0].folder} has {_listed(budgets)}. Run all seeds with the same budget"
             )
-    sums = _sums(runs, x, y)
+    tables = gather(runs, x, y)
     curve = []
     for budget in budgets:
-        point = _point(budget, runs, sums[budget])
+        point = _point(budget, runs, tables[budget].rows, runs[0].pools.get(y))
         if point is None:
             where = runs[0].folder.parent
             log.warning("no answer to any problem at budget %g in %s: no point", budget, where)
         else:
             curve.append(point)
     return curve
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The outcomes of one curve at one budget, a row a problem: `problems` are the rows' ids.
+
+    A row holds how many seeds have an answer, and sums over these of `x` and of `y`, which takes
+    several columns where it is a pooled metric. Without an answer a row is 0.
+    """
+
+    problems: Sequence[str]
+    rows: NDArray[np.float64]
+
+
+def gather(runs: Sequence[Run], x: str, y: str) -> dict[float, Table]:
+    """What the seeds in `runs` found, by budget; problems come in the order of the task."""
+    import numpy as np
+
+    places: dict[str, int] = {}
+    sums: dict[float, array[float]] = {budget: array("d") for budget in runs[0].failed}
+    width = 0
+    for run in runs:
+        for problem, budget, values in _outcomes(run, x, y):
+            place = places.setdefault(problem, len(places))
+            if values is None:
+                continue
+            width = width or 1 + len(values)
+            column = sums[budget]
+            column.extend([0.0] * max(0, (place + 1) * width - len(column)))
+            for offset, value in enumerate((1.0, *values), start=place * width):
+                column[offset] += value
+    problems = list(places)
+    for column in sums.values():
+        column.extend([0.0] * (len(problems) * width - len(column)))
+    return {
+        budget: Table(problems, np.frombuffer(column).reshape(len(problems), width or 3))
+        if width
+        else Table(problems, np.zeros((len(problems), 3)))
+        for budget, column in sums.items()
+    }
+
+
+def estimate(rows: NDArray[np.float64], pool: Pool | None) -> tuple[float, float]:
+    """`x` and `y` of a curve over the rows of a `Table` that have an answer."""
+    x = (rows[:, 1] / rows[:, 0]).mean()
+    y = (rows[:, 2] / rows[:, 0]).mean() if pool is None else pool(rows[:, 2:])
+    return float(x), float(y)
 
 
 def _finished(folder: Path) -> bool:
@@ -131,32 +183,12 @@ def _read_run(folder: Path) -> Run:
         columns = reader.fieldnames or ()
     metrics = tuple(name for name in columns if f"{name}_lo" in columns)
     texts = {name: str(labels[name]) for name in LABELS} | {"flops": str(config["flops"])}
-    return Run(folder, int(config["seed"]), texts, metrics, failed)
+    pools = pools_of(labels.get("pools") or {})
+    return Run(folder, int(config["seed"]), texts, metrics, pools, failed)
 
 
-def _sums(runs: Sequence[Run], x: str, y: str) -> dict[float, array[float]]:
-    """By budget, three numbers a problem: sums over seeds of `x` and `y`, and how many seeds.
-
-    Problems come in the order of the task, with or without an answer, as the bootstrap of
-    curve.csv sees them.
-    """
-    places: dict[str, int] = {}
-    sums: dict[float, array[float]] = defaultdict(lambda: array("d"))
-    for run in runs:
-        for problem, budget, values in _outcomes(run, x, y):
-            place = 3 * places.setdefault(problem, len(places))
-            column = sums[budget]
-            if len(column) <= place:
-                column.extend([0.0] * (place + 3 - len(column)))
-            if values is not None:
-                column[place] += values[0]
-                column[place + 1] += values[1]
-                column[place + 2] += 1.0
-    return sums
-
-
-def _outcomes(run: Run, x: str, y: str) -> Iterator[tuple[str, float, tuple[float, float] | None]]:
-    """Problem, budget and (x, y) of each line of trajectories.jsonl; None without an answer."""
+def _outcomes(run: Run, x: str, y: str) -> Iterator[tuple[str, float, list[float] | None]]:
+    """Problem, budget and [x, y...] of each line of trajectories.jsonl; None without an answer."""
     path = run.folder / "trajectories.jsonl"
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -164,7 +196,7 @@ def _outcomes(run: Run, x: str, y: str) -> Iterator[tuple[str, float, tuple[floa
                 record = json.loads(line)
                 values = None
                 if record["answer"] is not None:
-                    values = _spent(record["cost"], x, run), _quality(record, y)
+                    values = [_spent(record["cost"], x, run), *_quality(record, y)]
                 yield record["problem"], record["budget"], values
             except (ValueError, KeyError) as error:
                 raise BadInput(
@@ -187,23 +219,24 @@ def _spent(cost: Mapping[str, Any], x: str, run: Run) -> float:
     return float(cost[x])
 
 
-def _quality(record: Mapping[str, Any], y: str) -> float:
+def _quality(record: Mapping[str, Any], y: str) -> list[float]:
     if y == "best_reward":
-        return float(max(sample["reward"] for sample in record["samples"] if sample["failure"] is None))
-    return float(record["metrics"][y])
+        return [float(max(sample["reward"] for sample in record["samples"] if sample["failure"] is None))]
+    value = record["metrics"][y]
+    return [float(part) for part in value] if isinstance(value, list) else [float(value)]
 
 
-def _point(budget: float, runs: Sequence[Run], sums: array[float]) -> Point | None:
-    import numpy as np
-
-    table = np.frombuffer(sums).reshape(-1, 3)
-    table = table[table[:, 2] > 0]
+def _point(budget: float, runs: Sequence[Run], rows: NDArray[np.float64], pool: Pool | None) -> Point | None:
+    rows = rows[rows[:, 0] > 0]
     failed = sum(run.failed[budget] for run in runs)
-    if not len(table):
+    if not len(rows):
         return None
-    means, lower, upper = bootstrap_means(table[:, :2] / table[:, 2:])
-    x, y = float(means[0]), float(means[1])
-    return Point(budget, x, y, float(lower[1]), float(upper[1]), len(table), failed)
+    x, y = estimate(rows, pool)
+    if pool is None:
+        _, (lower,), (upper,) = bootstrap_means(rows[:, 2:] / rows[:, :1])
+    else:
+        _, lower, upper = bootstrap(rows[:, 2:], pool)
+    return Point(budget, x, y, float(lower), float(upper), len(rows), failed)
 
 
 def _listed(budgets: Mapping[float, int] | Sequence[float]) -> str:

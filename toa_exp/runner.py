@@ -14,6 +14,7 @@ from toa_exp.budgets import Budgets
 from toa_exp.core import Problem, Reply
 from toa_exp.cost import Cost
 from toa_exp.errors import Unavailable
+from toa_exp.metrics.base import Metric
 from toa_exp.selection import Canonical
 from toa_exp.tasks.base import Task
 from toa_exp.trajectory import Player, Step
@@ -38,7 +39,7 @@ class Outcome:
     budget: float
     steps: list[Step]
     answer: int | None
-    metrics: dict[str, float] | None
+    metrics: dict[str, Metric] | None
     cost: Cost
     best_reward: float | None
 

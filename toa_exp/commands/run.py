@@ -23,6 +23,7 @@ from toa_exp.errors import Incomplete
 from toa_exp.figures import figures
 from toa_exp.job import Job, assemble
 from toa_exp.labels import labels
+from toa_exp.metrics.pooled import pools_of
 from toa_exp.progress import Progress
 from toa_exp.runner import Outcome
 from toa_exp.sampler import Counts
@@ -46,7 +47,7 @@ def _run(config: DictConfig) -> None:
     names = labels(config, hydra)
     folder = Path(hydra.runtime.output_dir)
     job = assemble(config, list(hydra.overrides.task))
-    record = records.record(config, hydra.runtime.choices, names, job.content)
+    record = records.record(config, hydra.runtime.choices, names, job.content, job.pools)
     with records.exclusive(folder), Tracker(config.tracking, folder, record) as tracker:
         records.warn_of_changes(folder, record)
         partial = folder / "trajectories.jsonl.partial"
@@ -110,7 +111,8 @@ async def _carry_out(job: Job, path: Path, names: Mapping[str, str]) -> _Watch:
         sampler = job.sampler(store)
         label = f"{names['task']} {names['method']} {names['seed']}"
         progress = held.enter_context(closing(Progress(job.problems, label, sampler.counts)))
-        watch = _Watch(Curve(names["method"], job.budgets.values), progress, sampler.counts)
+        curve = Curve(names["method"], job.budgets.values, pools_of(job.pools))
+        watch = _Watch(curve, progress, sampler.counts)
         await job.runner(sampler).run(path, watch)
     return watch
 

@@ -151,21 +151,27 @@ def _unusable(whose: str, model: str, what: str, error: Exception) -> BadInput:
     )
 
 
-def token_ids(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bool) -> list[int]:
-    """The tokens of a chat; `reply` adds what opens the answer of the assistant.
+def render(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bool) -> str:
+    """The text of a chat; `reply` adds what opens the answer of the assistant.
 
     Raises BadInput where the chat template refuses the messages.
     """
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise BadInput(
             f"{whose}: its chat template refuses messages of {roles} ({error}). Change the task's prompts, "
             f"e.g. leave out the system message"
         ) from error
+    return text
+
+
+def token_ids(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bool) -> list[int]:
+    """The tokens of a chat, as `render` words it; raises BadInput where there are none."""
+    text = render(tokenizer, messages, whose, reply=reply)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise BadInput(f"{whose}: its chat template makes no tokens of the messages; mend the template")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+Metric = float | Sequence[float]
+"""What an answer's metric is: a number, or the statistics of a pooled metric (metrics/pooled.py)."""
 
 
 class Judge(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 from toa_exp.core import Problem
 from toa_exp.cost import Architecture
 from toa_exp.draws import Score
-from toa_exp.errors import BadInput
+from toa_exp.errors import BadInput, choose
 from toa_exp.tasks.base import Task
 
 
@@ -33,7 +33,11 @@ class Verifier:
                 f"reward=verifier needs the metric {self._metric!r}, and the task gives "
                 f"{', '.join(metrics) or 'none: its problems have no reference'}"
             )
-        return Score(float(metrics[self._metric]), 0, 0.0)
+        value = metrics[self._metric]
+        if not isinstance(value, float):
+            single = [name for name, other in metrics.items() if isinstance(other, float)]
+            raise choose("reward.metric is of no single answer:", self._metric, single)
+        return Score(value, 0, 0.0)
 
     async def close(self) -> None:
         """Nothing is held."""

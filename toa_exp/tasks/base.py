@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from toa_exp.core import Problem
 from toa_exp.draws import Message
 from toa_exp.errors import BadInput, choose
+from toa_exp.metrics.base import Metric
 
 
 class Task(Protocol):
@@ -26,8 +27,12 @@ class Task(Protocol):
         """The chat messages that ask for an answer, given earlier ones."""
         ...
 
-    async def score(self, problem: Problem, text: str) -> Mapping[str, float]:
-        """The metrics of `text` as the answer, the same names for every problem; higher is better."""
+    async def score(self, problem: Problem, text: str) -> Mapping[str, Metric]:
+        """The metrics of `text` as the answer, the same names for every problem; higher is better.
+
+        A metric that is no mean over answers is a list of statistics, and the task then has an
+        attribute `pools` that names the function of metrics/pooled.py for it.
+        """
         ...
 
     def fingerprint(self) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab.network import Network
+from toa_exp.lab.network import Network
 
 _POOL = 8  # batches drawn at once, so that texts of a like length meet in a batch
 
@@ -111,6 +111,30 @@ def language_loss(network: Network, ids: Tensor, batch: list[Example]) -> Tensor
     places = [p - 1 for e in batch for p in range(e.start, len(e.ids))]
     targets = torch.tensor([token for e in batch for token in e.ids[e.start :]])
     return F.cross_entropy(network.logits(hidden[rows, places]).float(), targets)
+
+
+class Remembering(nn.Module):
+    """A network that has to tell, from its last state, the token that it has just read.
+
+    With the output head tied to the embedding a language model forgets that token on its way to the
+    next one; a critic on top of it needs both, to compare what was predicted with what came.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.memory = nn.Linear(network.shape.width, network.shape.vocabulary)
+
+
+def remembering_loss(model: Remembering, ids: Tensor, batch: list[Example]) -> Tensor:
+    """The language loss, and a fifth of the cross-entropy of the token read at each of its places."""
+    rows = [r for r, e in enumerate(batch) for _ in range(e.start, len(e.ids))]
+    places = [p - 1 for e in batch for p in range(e.start, len(e.ids))]
+    states = model.network(ids)[rows, places]
+    following = torch.tensor([token for e in batch for token in e.ids[e.start :]])
+    read = torch.tensor([token for e in batch for token in e.ids[e.start - 1 : -1]])
+    next_loss = F.cross_entropy(model.network.logits(states).float(), following)
+    return next_loss + 0.2 * F.cross_entropy(model.memory(states).float(), read)
 
 
 def batches(examples: Iterator[Example], tokens: int, rng: Random) -> Iterator[list[Example]]:

@@ -11,7 +11,7 @@ from random import Random
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lab.domain import Domain, problems
+from toa_exp.lab.domain import Domain, problems
 
 PAD, END, USER, ASSISTANT, UNKNOWN = "<pad>", "<end>", "<user>", "<assistant>", "<unk>"
 SPECIAL = (PAD, END, USER, ASSISTANT, UNKNOWN)
@@ -51,7 +51,7 @@ def pieces(domain: Domain, size: int) -> PreTrainedTokenizerFast:
 
 
 def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,

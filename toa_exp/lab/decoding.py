@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lab.network import Cache, Network
+from toa_exp.lab.network import Cache, Network
 
 
 @torch.inference_mode()

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from lab.domain import UNLABELLED, Part
-from lab.numerals import english, english_ordinal, german, german_ordinal
+from toa_exp.lab.domain import UNLABELLED, Part
+from toa_exp.lab.numerals import english, english_ordinal, german, german_ordinal
 
 _NOUNS = (
     "apples=Äpfel books=Bücher cars=Autos children=Kinder chairs=Stühle houses=Häuser keys=Schlüssel "
@@ -139,6 +139,10 @@ class Translation:
         """The phrases of a note, all None where their number differs."""
         values = text.removesuffix(".").split(", ")
         return list(values) if len(values) == len(parts) else [None] * len(parts)
+
+    def final(self, text: str) -> str | None:
+        """The whole text."""
+        return text
 
     def right(self, prompt: str, text: str) -> list[bool]:
         """Phrase by phrase."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from lab.domain import UNLABELLED, Part
+from toa_exp.lab.domain import UNLABELLED, Part
 
 _KINDS = {
     "animal": "ant ape bat bear bee bird bull cat cow crab deer dog duck eagle fish fly fox frog goat goose "
@@ -132,6 +132,10 @@ class Instructions:
         """The words, all None where their number differs from that of the wishes."""
         values = text.removesuffix(".").split(", ")
         return list(values) if len(values) == len(parts) else [None] * len(parts)
+
+    def final(self, text: str) -> str | None:
+        """The whole text."""
+        return text
 
     def right(self, prompt: str, text: str) -> list[bool]:
         """Wish by wish whether the word in its place meets it."""

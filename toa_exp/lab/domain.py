@@ -57,6 +57,10 @@ class Domain(Protocol):
         """The value that an answer gives each part, None where it cannot be told."""
         ...
 
+    def final(self, text: str) -> str | None:
+        """What an answer comes down to: equal ones are equal strings; None where it says nothing."""
+        ...
+
     def right(self, prompt: str, text: str) -> list[bool]:
         """Part by part whether the answer is right; it can be longer than the parts (then with False)."""
         ...

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from lab.domain import Domain, Part, problems
-from lab.personas import Persona, most_frequent
-from lab.training import Example
-from lab.writer import Writer
+from toa_exp.lab.domain import Domain, Part, problems
+from toa_exp.lab.personas import Persona, most_frequent
+from toa_exp.lab.training import Example
+from toa_exp.lab.writer import Writer
 
 Values = Sequence[str | None]
 Attempts = Sequence[tuple[str, Sequence[str]]]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from lab.domain import UNLABELLED, Part
+from toa_exp.lab.domain import UNLABELLED, Part
 
 OPERATIONS = "+-*/"
 _TERM = re.compile(r"(\d{1,3})([+\-*/])(\d{1,3})")
@@ -109,12 +109,17 @@ class Arithmetic:
             for term, line in zip(parts, lines, strict=False)
         ]
 
+    def final(self, text: str) -> str | None:
+        """The last total; None where the last line is garbled."""
+        line = _LINE.fullmatch(text.rpartition("\n")[2])
+        return line[3] if line else None
+
     def right(self, prompt: str, text: str) -> list[bool]:
         """A line is right where its value is and its total is the sum of the text's own total and value."""
         return [line == expected for line, expected in self._lines(prompt, text)]
 
     def marks(self, prompt: str, text: str) -> list[float]:
-        """After the `=` of each line."""
+        """After the `=` of each line; its newline tells whether it is complete."""
         marks: list[float] = []
         for line, expected in self._lines(prompt, text):
             start = line.find("=")
@@ -124,7 +129,7 @@ class Arithmetic:
                 if place + 1 == len(line):
                     so_far = line == expected
                 marks.append(float(so_far) if known else UNLABELLED)
-            marks.append(UNLABELLED)
+            marks.append(float(line == expected))
         return marks[: len(text)]
 
     def _lines(self, prompt: str, text: str) -> list[tuple[str, str]]:

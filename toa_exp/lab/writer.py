@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
-from lab.domain import UNLABELLED, Domain, grade
-from lab.rewards import score
-from lab.tokenizer import ASSISTANT, END, USER
-from lab.training import Example
+from toa_exp.lab.critics import score
+from toa_exp.lab.domain import UNLABELLED, Domain, grade
+from toa_exp.lab.tokenizer import ASSISTANT, END, USER
+from toa_exp.lab.training import Example
 
 DIRECT = "{prompt}"
 REFINE = "{prompt}\nDraft:\n{draft}"
@@ -20,7 +19,7 @@ BETWEEN = "\n\n"
 class Writer:
     """Encodes with a tokenizer; the same ids as its chat template gives."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.end, self._user, self._assistant = map(self._special, (END, USER, ASSISTANT))
 
@@ -46,10 +45,13 @@ class Writer:
     def labelled(self, domain: Domain, problem: str, answer: str) -> Example:
         """A dialogue for training reward models.
 
-        The label of a token is the mark of its last character; that of the end token is the score.
+        The label of a token is the mark of its last character; that of the end token is the score. An
+        answer with fewer parts than the problem is wrong at its last character, whatever stands there.
         """
         question = self.prompt(problem)
         marks = domain.marks(problem, answer)
+        if marks and None in domain.values(domain.parse(problem), answer)[-1:]:
+            marks[-1] = 0.0
         encoded = self.tokenizer.backend_tokenizer.encode(answer, add_special_tokens=False)
         labels = [marks[end - 1] for _, end in encoded.offsets]
         target = score(grade(domain, problem, answer)[1])

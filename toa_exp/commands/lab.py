@@ -1,0 +1,61 @@
+"""The lab's models: toa-exp lab train|card task=math.
+
+train rebuilds agents and reward models of a task from a seed, stage by stage; rerun it to go on
+after the last finished one. card prints what the models can do: the agents' skills afresh and in
+refining, how well each reward model tells right answers from wrong ones, and its calibration.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from toa_exp.app import launch, positional
+from toa_exp.errors import BadInput, choose
+from toa_exp.labels import LAB_WEIGHTS
+
+TASKS = ["math", "translation", "instructions"]
+
+
+def main(arguments: list[str]) -> int:
+    """The command's exit status."""
+    return launch(_lab, "lab", positional(arguments, "action"), "lab")
+
+
+def _lab(config: DictConfig) -> None:
+    actions = {"train": _train, "card": _card}
+    if config.action not in actions:
+        raise choose("action", config.action, list(actions))
+    if config.task not in TASKS:
+        raise choose("task", config.task, TASKS)
+    import torch
+
+    torch.set_num_threads(1)  # at this size more threads only wait for each other
+    logging.getLogger("toa_exp").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.INFO)
+    actions[config.action](config)
+
+
+def _train(config: DictConfig) -> None:
+    from toa_exp.lab.plans import PLANS
+    from toa_exp.lab.recipe import Recipe
+
+    if config.to is None:
+        raise BadInput("give to=<folder> for the models; runs use them with ensemble.weights=<folder>")
+    work = Path(config.work or Path(config.to) / "stages") / config.task
+    Recipe(PLANS[config.task], work, config.seed, config.effort).build(Path(config.to) / config.task)
+    print(f"models in {Path(config.to) / config.task}; use them with ensemble.weights={config.to}")
+
+
+def _card(config: DictConfig) -> None:
+    from toa_exp.lab.card import card, shown
+
+    weights = LAB_WEIGHTS if config.weights is None else Path(config.weights)
+    made = card(config.task, weights / config.task, config.parts, config.problems, config.seed)
+    if config.out is not None:
+        Path(config.out).write_text(json.dumps(made, indent=1) + "\n")
+    print(shown(made))

@@ -1,0 +1,183 @@
+"""What the lab's models can do: skills of the agents, quality of the reward models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from toa_exp import __version__
+from toa_exp.core import Problem
+from toa_exp.engines import loading
+from toa_exp.lab.decoding import sample
+from toa_exp.lab.domain import Domain, grade, problems
+from toa_exp.lab.folders import load
+from toa_exp.lab.network import Network
+from toa_exp.lab.plans import AGENTS, PLANS
+from toa_exp.lab.writer import Writer
+from toa_exp.rewards.classifier import Classifier
+from toa_exp.rewards.likelihood import Likelihood
+from toa_exp.rewards.model import ModelReward
+from toa_exp.rewards.process import Process
+
+SEPARATOR = "[\n,]"
+_ROUNDS = 4  # answers of each agent to a problem: two afresh, two over a draft
+_BINS = 5  # of calibration
+
+
+def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[str, Any]:
+    """Measure the models in `weights` on `count` test problems of `parts` parts, sampled at temperature 1.
+
+    `afresh` and `refining` hold shares by agent and skill, `rewards` the quality of each reward model
+    over all answers, `signature` how it was made.
+    """
+    for name in (*AGENTS, "reward", "judge"):
+        loading.check_model(str((weights / name).absolute()), "lab card")
+    domain = PLANS[task].domain
+    writer = Writer(AutoTokenizer.from_pretrained(weights / AGENTS[0]))
+    agents = {name: load(weights / name) for name in AGENTS}
+    prompts = list(islice(problems(domain, f"card/{seed}", parts, test=True), count))
+    generator = torch.Generator().manual_seed(seed)
+    rng = Random(f"card/{seed}")
+    pool: list[list[str]] = [[] for _ in prompts]
+    made: dict[str, Any] = {"afresh": {}, "refining": {}}
+    for number in range(_ROUNDS):
+        drafts = [[rng.choice(answers)] if number >= _ROUNDS // 2 else [] for answers in pool]
+        for name, network in agents.items():
+            answers = _draw(network, writer, prompts, drafts, generator)
+            if number == 0:
+                made["afresh"][name] = skills(domain, prompts, answers)
+            if number == _ROUNDS // 2:
+                given = [draft for (draft,) in drafts]
+                made["refining"][name] = repairs(domain, prompts, given, answers)
+            for answer, known in zip(answers, pool, strict=True):
+                known.append(answer)
+    made["rewards"] = {name: _quality(reward, domain, prompts, pool) for name, reward in _rewards(weights)}
+    made["signature"] = (
+        f"lab:{task}|parts:{parts}|n:{count}|answers:{len(pool[0])} a problem|temperature:1|seed:{seed}|"
+        f"toa-exp:{__version__}|torch:{torch.__version__}"
+    )
+    return made
+
+
+def _rewards(weights: Path) -> Iterable[tuple[str, ModelReward]]:
+    yield "reward", Process(model=str(weights / "reward"), separator=SEPARATOR, max_batch=64)
+    yield "judge", Classifier(model=str(weights / "judge"), max_batch=64)
+    yield "weak", Likelihood(model=str(weights / "ben"), separator=SEPARATOR, max_batch=64)
+    if (weights / "teacher").is_dir():
+        yield "teacher", Likelihood(model=str(weights / "teacher"), separator=SEPARATOR, max_batch=64)
+
+
+def _draw(
+    network: Network,
+    writer: Writer,
+    prompts: Sequence[str],
+    drafts: Sequence[Sequence[str]],
+    generator: torch.Generator,
+) -> list[str]:
+    requests = [writer.prompt(p, d) for p, d in zip(prompts, drafts, strict=True)]
+    return [writer.decode(ids) for ids in sample(network, requests, generator, end=writer.end)]
+
+
+def skills(domain: Domain, prompts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """The share of right values by skill, `accuracy` (all right) and `share` (right parts)."""
+    seen: dict[str, list[float]] = defaultdict(list)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        parts = domain.parse(prompt)
+        for part, value in zip(parts, domain.values(parts, answer), strict=True):
+            seen[part.table[0]].append(float(value is not None and part.accepts(value)))
+        right, share = grade(domain, prompt, answer)
+        seen["accuracy"].append(right)
+        seen["share"].append(share)
+    return {key: sum(values) / len(values) for key, values in sorted(seen.items())}
+
+
+def repairs(
+    domain: Domain, prompts: Sequence[str], drafts: Sequence[str], answers: Sequence[str]
+) -> dict[str, float]:
+    """By skill: the share of wrong values of a draft that became right, and of right ones that stayed so."""
+    seen: dict[str, list[float]] = defaultdict(list)
+    for prompt, draft, answer in zip(prompts, drafts, answers, strict=True):
+        parts = domain.parse(prompt)
+        given, now = domain.values(parts, draft), domain.values(parts, answer)
+        for part, before, after in zip(parts, given, now, strict=True):
+            if before is not None:
+                kind = "keeps" if part.accepts(before) else "repairs"
+                seen[f"{kind} {part.table[0]}"].append(float(after is not None and part.accepts(after)))
+    return {key: sum(values) / len(values) for key, values in sorted(seen.items())}
+
+
+def auc(right: Sequence[float], rated: Sequence[float]) -> float | None:
+    """The chance that a right answer is rated above a wrong one, a tie as half; None without both."""
+    good = [r for r, ok in zip(rated, right, strict=True) if ok]
+    bad = [r for r, ok in zip(rated, right, strict=True) if not ok]
+    if not good or not bad:
+        return None
+    wins = sum((g > b) + 0.5 * (g == b) for g in good for b in bad)
+    return wins / (len(good) * len(bad))
+
+
+def _quality(
+    reward: ModelReward, domain: Domain, prompts: Sequence[str], pool: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """AUC within a question (every part right against not), correlation and calibration."""
+    pairs = [(prompt, text) for prompt, texts in zip(prompts, pool, strict=True) for text in texts]
+    rated = asyncio.run(_score(reward, pairs))
+    truth = [grade(domain, prompt, text) for prompt, text in pairs]
+    size = len(pool[0])
+    places = [slice(n * size, (n + 1) * size) for n in range(len(prompts))]
+    areas = [auc([g[0] for g in truth[at]], rated[at]) for at in places]
+    known = [area for area in areas if area is not None]
+    shares = [share for _, share in truth]
+    return {
+        "auc": sum(known) / len(known) if known else None,
+        "questions": len(known),
+        "correlation": float(torch.corrcoef(torch.tensor([shares, rated]))[0, 1]),
+        "calibration": calibration(rated, shares),
+    }
+
+
+def calibration(rated: Sequence[float], shares: Sequence[float]) -> list[dict[str, float]]:
+    """In fifths of the answers by score: the mean score, and the mean true share of right parts."""
+    order = sorted(range(len(rated)), key=rated.__getitem__)
+    edges = [round(n * len(order) / _BINS) for n in range(_BINS + 1)]
+    fifths = [order[low:high] for low, high in pairwise(edges)]
+    return [
+        {
+            "score": sum(rated[n] for n in fifth) / len(fifth),
+            "share": sum(shares[n] for n in fifth) / len(fifth),
+        }
+        for fifth in fifths
+    ]
+
+
+async def _score(reward: ModelReward, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    try:
+        asked = [reward.score(Problem(prompt, prompt), text) for prompt, text in pairs]
+        return [score.reward for score in await asyncio.gather(*asked)]
+    finally:
+        await reward.close()
+
+
+def shown(made: Mapping[str, Any]) -> str:
+    """A card as text."""
+    lines = []
+    for kind in ("afresh", "refining"):
+        for name, values in made[kind].items():
+            lines.append(f"{kind:9}{name:6}" + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+    for name, quality in made["rewards"].items():
+        area = "no question with both" if quality["auc"] is None else f"{quality['auc']:.3f}"
+        lines.append(
+            f"{name:9}AUC within a question {area} ({quality['questions']} questions with right and wrong "
+            f"answers), correlation with the share of right parts {quality['correlation']:.3f}"
+        )
+        fifths = "  ".join(f"{f['score']:.2f}: {f['share']:.2f}" for f in quality["calibration"])
+        lines.append(f"{'':9}mean score: true share of right parts, by fifths of the answers  {fifths}")
+    return "\n".join([*lines, made["signature"]])

@@ -1,0 +1,58 @@
+"""The lab's three tasks: their problems, their agents' strengths, their tokenizers and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedTokenizerFast
+
+from toa_exp.lab import tokenizer
+from toa_exp.lab.arithmetic import Arithmetic
+from toa_exp.lab.domain import Domain
+from toa_exp.lab.network import Shape
+from toa_exp.lab.personas import Persona
+from toa_exp.lab.translation import Translation
+from toa_exp.lab.writing import Instructions
+
+AGENTS = ("ada", "ben", "cleo", "dan")
+"""The agents of every task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A task: `strengths` are the agents' skills, in their order.
+
+    X"""
+
+    domain: Domain
+    strengths: tuple[str, ...]
+    tokenizer: Callable[[], PreTrainedTokenizerFast]
+    shape: Callable[[int], Shape]
+    span: tuple[int, int] = (2, 8)
+    steps: int = 1800
+
+    @property
+    def personas(self) -> list[Persona]:
+        """The agents with their strengths."""
+        return [Persona(name, strong) for name, strong in zip(AGENTS, self.strengths, strict=True)]
+
+
+PLANS = {
+    "math": Plan(Arithmetic(), ("*", "-", "/", "+"), tokenizer.characters, Shape),
+    "translation": Plan(
+        Translation(),
+        ("count", "date", "time", "price"),
+        partial(tokenizer.pieces, Translation(), 384),
+        partial(Shape, width=96, inner=128, heads=3),
+        steps=1500,
+    ),
+    "instructions": Plan(
+        Instructions(),
+        ("kind", "rhyme", "opposite", "length"),
+        partial(tokenizer.pieces, Instructions(), 512),
+        partial(Shape, width=96, inner=128, heads=3),
+        steps=1500,
+    ),
+}

@@ -1,0 +1,154 @@
+"""Rebuilds the agents and reward models of a task from a seed.
+
+Stages: a teacher who knows everything; each agent's own first attempts, continued from the teacher;
+samples of these agents; each agent's lessons in refining and aggregating those samples; samples of
+the finished agents; a reward model and a judge, on samples of their own. A finished stage is kept in
+the work folder, and a rerun goes on after it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from toa_exp.lab.corpus import first_attempts, lessons, teacher
+from toa_exp.lab.critics import FURTHER, Critic, critic_loss, repeated
+from toa_exp.lab.decoding import sample
+from toa_exp.lab.domain import problems
+from toa_exp.lab.folders import Kind, save
+from toa_exp.lab.network import Network
+from toa_exp.lab.plans import Plan
+from toa_exp.lab.training import (
+    Example,
+    Loss,
+    Remembering,
+    Schedule,
+    language_loss,
+    remembering_loss,
+    train,
+)
+from toa_exp.lab.writer import Writer
+
+FIRST = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
+LESSONS = Schedule(320, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
+CRITIC = Schedule(2400, tokens=1536)
+
+log = logging.getLogger(__name__)
+
+Attempts = list[tuple[str, list[str]]]
+"""Prompts with sampled answers."""
+
+
+class Recipe:
+    """The stages, in order; `work` keeps what they leave. `effort` scales the number of training steps."""
+
+    def __init__(self, plan: Plan, work: Path, seed: int, effort: float = 1.0) -> None:
+        self.plan, self.work, self.seed = plan, work, seed
+        self.tokenizer = plan.tokenizer()
+        self._effort = effort
+        self._writer = Writer(self.tokenizer)
+        self._shape = plan.shape(len(self.tokenizer))
+        work.mkdir(parents=True, exist_ok=True)
+
+    def build(self, to: Path) -> None:
+        """Run all stages and save the models as folders below `to`."""
+        started = time.perf_counter()
+        models: dict[str, tuple[Kind, Network, Mapping[str, Tensor]]] = {}
+        agents = self.agents()
+        for name, network in {**agents, "teacher": self.teacher()}.items():
+            models[name] = Kind.LANGUAGE, network, network.exported()
+        reward = self.critic("reward", self.attempts("samples", agents, 1200, rounds=1))
+        judge = self.critic("judge", self.attempts("judged", agents, 1200, rounds=1))
+        models["reward"] = Kind.TOKENS, reward.network, reward.process()
+        models["judge"] = Kind.SEQUENCE, judge.network, judge.network.exported()
+        for name, (kind, network, state) in models.items():
+            save(kind, network.shape, state, self.tokenizer, to / name)
+        log.info("%s: all models saved after %.0f s", self.plan.domain.name, time.perf_counter() - started)
+
+    def teacher(self) -> Network:
+        """The generalist."""
+        plan = self.plan
+        torch.manual_seed(self.seed)
+        network = Network(self._shape)
+        examples = teacher(plan.domain, self._writer, plan.span, str(self.seed))
+        model = Remembering(network)
+        self._stage("teacher", model, examples, Schedule(plan.steps), remembering_loss)
+        return network
+
+    def agents(self) -> dict[str, Network]:
+        """Teacher, first attempts, samples, lessons: the finished agents."""
+        plan, writer, seed = self.plan, self._writer, str(self.seed)
+        start = self.teacher()
+        first, finished = {}, {}
+        for p in plan.personas:
+            examples = first_attempts(plan.domain, writer, p, plan.span, seed)
+            first[p.name] = self._pupil(f"first-{p.name}", start, examples, FIRST)
+        attempts = self.attempts("attempts", first, 1500, rounds=0)
+        for p in plan.personas:
+            examples = lessons(plan.domain, writer, p, plan.span, attempts, seed)
+            finished[p.name] = self._pupil(p.name, first[p.name], examples, LESSONS)
+        return finished
+
+    def attempts(self, name: str, agents: Mapping[str, Network], count: int, rounds: int) -> Attempts:
+        """A stage that samples: a fresh answer of every agent to `count` problems, then `rounds` more.
+
+        In a round every agent refines a random answer so far, or (a quarter of them) aggregates three.
+        """
+        path = self.work / f"{name}.json"
+        if path.exists():
+            return [(prompt, answers) for prompt, answers in json.loads(path.read_text())]
+        rng, generator = Random(f"{name}/{self.seed}"), torch.Generator().manual_seed(self.seed)
+        stream = problems(self.plan.domain, f"{name}/{self.seed}", self.plan.span, test=False)
+        prompts = list(islice(stream, count))
+        answers: list[list[str]] = [[] for _ in prompts]
+        for number in range(rounds + 1):
+            fresh = []
+            for network in agents.values():
+                drafts = [rng.sample(a, 3 if rng.random() < 0.25 else 1) if number else [] for a in answers]
+                requests = [self._writer.prompt(p, d) for p, d in zip(prompts, drafts, strict=True)]
+                ids = sample(network, requests, generator, end=self._writer.end)
+                fresh.append([self._writer.decode(i) for i in ids])
+            answers = [a + list(new) for a, new in zip(answers, zip(*fresh, strict=True), strict=True)]
+            log.info("%s: round %d sampled", name, number)
+        path.write_text(json.dumps(list(zip(prompts, answers, strict=True))))
+        return list(zip(prompts, answers, strict=True))
+
+    def critic(self, name: str, samples: Attempts) -> Critic:
+        """A stage that trains a reward model on samples, from the teacher on."""
+        start = self.teacher()
+        torch.manual_seed(Random(f"{name}/{self.seed}").getrandbits(63))
+        critic = Critic(replace(self._shape, layers=self._shape.layers + FURTHER, bias=True))
+        critic.follow(start)
+        examples = [self._writer.labelled(self.plan.domain, p, a) for p, answers in samples for a in answers]
+        self._stage(name, critic, repeated(examples, f"{name}/{self.seed}"), CRITIC, critic_loss)
+        return critic
+
+    def _pupil(self, name: str, start: Network, examples: Iterator[Example], schedule: Schedule) -> Network:
+        network = Network(self._shape)
+        network.load(start.exported())
+        self._stage(name, network, examples, schedule, language_loss)
+        return network
+
+    def _stage(
+        self, name: str, model: nn.Module, examples: Iterator[Example], schedule: Schedule, loss: Loss
+    ) -> None:
+        """Train a model in place, or take it over from the work folder."""
+        path = self.work / f"{name}.safetensors"
+        if path.exists():
+            model.load_state_dict(load_file(path))
+            model.eval()
+            return
+        train(model, examples, schedule.scaled(self._effort), f"{name}/{self.seed}", loss, log.info)
+        partial = path.with_suffix(".partial")
+        save_file({key: value.clone() for key, value in model.state_dict().items()}, partial)
+        partial.replace(path)

@@ -1,0 +1,78 @@
+"""Metrics of a whole set of answers that are no mean over them, such as BLEU.
+
+A task gives such a metric as a list of numbers an answer: statistics that add up over answers. A
+function of this module (a `Pool`) makes the metric of the rows of many answers. It is named by its
+import path, under `run.pools` in config.yaml, so that a run folder can be read without its task.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Pool = Callable[["NDArray[np.float64]"], float]
+"""From the statistics of answers, [answers, statistics], to the metric."""
+
+
+def pools_of(paths: Mapping[str, str]) -> dict[str, Pool]:
+    """The functions that import paths name."""
+    found = {}
+    for name, path in paths.items():
+        module, _, function = path.rpartition(".")
+        found[name] = getattr(importlib.import_module(module), function)
+    return found
+
+
+@functools.cache
+def _metric(name: str) -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    return {"bleu": BLEU, "chrf": CHRF}[name]()
+
+
+def statistics(metric: str, text: str, reference: str) -> list[float]:
+    """What sacrebleu counts in one answer for `metric`, bleu or chrf (Post 2018, Popović 2015)."""
+    (row,) = _metric(metric)._extract_corpus_statistics([text], [[reference]])
+    return [float(value) for value in row]
+
+
+def bleu(rows: NDArray[np.float64]) -> float:
+    """Corpus BLEU, 0 to 100, of sacrebleu's default signature."""
+    return float(_metric("bleu")._compute_score_from_stats(rows.sum(axis=0).tolist()).score)
+
+
+def chrf(rows: NDArray[np.float64]) -> float:
+    """Corpus chrF2, 0 to 100, of sacrebleu's default signature."""
+    return float(_metric("chrf")._compute_score_from_stats(rows.sum(axis=0).tolist()).score)
+
+
+def lc_win_rate(rows: NDArray[np.float64]) -> float:
+    """Length-controlled win rate in per cent; a row is: comparisons, wins, length differences.
+
+    Wins are regressed on tanh(length difference / its standard deviation) by logistic regression, and
+    the rate is that at no difference (Dubois et al. 2024, without their term of instruction
+    difficulty, which is fitted on the judgements of many models).
+    """
+    import numpy as np
+
+    wins, difference = rows[:, 1] / rows[:, 0], rows[:, 2] / rows[:, 0]
+    spread = difference.std()
+    features = np.column_stack([np.ones(len(rows)), np.tanh(difference / spread if spread else difference)])
+    # Newton's method; the slight ridge keeps separable data (all won) from running away.
+    weights, ridge = np.zeros(2), 1e-3
+    for _ in range(25):
+        rate = 1.0 / (1.0 + np.exp(-(features @ weights)))
+        gradient = features.T @ (wins - rate) - ridge * weights
+        curvature = (features * (rate * (1.0 - rate))[:, None]).T @ features + ridge * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights + np.clip(step, -2.0, 2.0)
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(100.0 / (1.0 + np.exp(-weights[0])))

@@ -1,0 +1,83 @@
+"""The likelihood of a language model as a reward: how much it would have written the answer itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from toa_exp.rewards.model import ModelReward, Source, load
+from toa_exp.rewards.steps import StepChat, StepEncoder
+
+
+class Likelihood(ModelReward):
+    """Steps of an answer weighed by their log-probability under a causal language model.
+
+    A step of log-probability l (the sum over its tokens, in nats) counts as the logistic function of
+    `slope` x (l + `offset`), and the score is the mean over steps, in [0, 1]. Steps end with a match
+    of the regular expression `separator`. A strong generalist so verifies what it could have written,
+    without any training; of two right wordings it prefers its own. The other fields are those of
+    `rewards.model.Source`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        separator: str = "\n",
+        slope: float = 1.5,
+        offset: float = 2.0,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch: int = 16,
+        max_length: int | None = None,
+        architecture: Mapping[str, Any] | None = None,
+        task: object = None,
+    ) -> None:
+        source = Source(model, revision, device, dtype, max_batch, max_length, architecture)
+        source.check()
+        self.shape = source.shape(output_head=True)
+        self._separator, self._slope, self._offset = separator, slope, offset
+        super().__init__(source, self._reader)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The model, and how steps are found and weighed."""
+        settings = {"separator": self._separator, "slope": self._slope, "offset": self._offset}
+        return {"reward": "likelihood", **self._source.fingerprint(), **settings}
+
+    def _reader(self, source: Source) -> tuple[_Reader, Any, Any]:
+        tokenizer, model = load(source, "AutoModelForCausalLM")
+        return _Reader(tokenizer, model, self._separator, self._slope, self._offset), model, tokenizer
+
+
+class _Reader:
+    """One forward pass over the chats, padded on the right, which no causal model sees."""
+
+    def __init__(self, tokenizer: Any, model: Any, separator: str, slope: float, offset: float) -> None:
+        self.encode = StepEncoder(tokenizer, separator)
+        self._model = model
+        self._slope, self._offset = slope, offset
+
+    def rewards(self, chats: Sequence[StepChat]) -> list[float]:
+        import torch
+
+        width = max(len(chat.ids) for chat in chats)
+        ids = torch.tensor([chat.ids + [0] * (width - len(chat.ids)) for chat in chats])
+        mask = torch.tensor([[1] * len(chat.ids) + [0] * (width - len(chat.ids)) for chat in chats])
+        ids, device = ids.to(self._model.device), self._model.device
+        with torch.inference_mode():
+            logits = self._model(input_ids=ids, attention_mask=mask.to(device)).logits
+            logs = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        # A running sum, so that a step is the difference of two of its entries; place p is token p + 1.
+        sums = torch.nn.functional.pad(logs.double().cumsum(1), (1, 0)).cpu()
+        return [self._reward(chat, row.tolist()) for chat, row in zip(chats, sums, strict=True)]
+
+    def _reward(self, chat: StepChat, sums: list[float]) -> float:
+        before = [chat.start - 1, *chat.ends[:-1]]
+        steps = [sums[end] - sums[start] for start, end in zip(before, chat.ends, strict=True)]
+        return sum(_logistic(self._slope * (step + self._offset)) for step in steps) / len(steps)
+
+
+def _logistic(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0

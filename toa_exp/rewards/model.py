@@ -1,0 +1,149 @@
+"""What rewards that run a model of transformers share: loading, batches, and the limits of the model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from toa_exp.batching import Batcher
+from toa_exp.core import Problem
+from toa_exp.cost import Architecture
+from toa_exp.cost import architecture as architecture_of
+from toa_exp.draws import Score
+from toa_exp.engines import loading
+from toa_exp.ensemble import folder_digest, model_config
+from toa_exp.errors import BadInput, Permanent, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which model, where and how it runs.
+
+    `model` is a hub id, of `revision`, or a folder. `device` and `dtype` are as those of the
+    transformers engine, `max_batch` answers are read at once. Nothing is cut off: an answer over
+    `max_length` tokens (None: the limit of model and tokenizer) is a Permanent error. `architecture`
+    replaces the fields of the model's config.json that FLOPs are counted from.
+    """
+
+    model: str
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_batch: int = 16
+    max_length: int | None = None
+    architecture: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        """Raise BadInput where no model could be run so."""
+        loading.check_placement("reward", self.device, self.dtype)
+        for name, value in {"max_batch": self.max_batch, "max_length": self.max_length}.items():
+            if value is not None and value < 1:
+                raise BadInput(f"reward.{name}={value} must be at least 1")
+        loading.check_model(self.model, "reward")
+
+    def shape(self, *, output_head: bool) -> Architecture:
+        """What FLOPs are counted from."""
+        config = self.architecture or model_config(self.model, self.revision, "reward")
+        return architecture_of(config, output_head=output_head)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The content of the folder, or hub id and revision."""
+        folder = Path(self.model).expanduser()
+        if folder.is_dir():
+            return {"model": folder_digest(folder)}
+        return {"model": self.model, "revision": self.revision}
+
+
+class Reader(Protocol):
+    """Makes rewards of what a model says about chats."""
+
+    def encode(self, prompt: str, text: str) -> Any:
+        """What is read for a pair of prompt and answer: an object with the token ids as `ids`."""
+        ...
+
+    def rewards(self, chats: Sequence[Any]) -> list[float]:
+        """The reward of each, in one forward pass or several."""
+        ...
+
+
+class ModelReward:
+    """A reward by a model that reads the problem and the answer as a chat; loaded for the first score."""
+
+    def __init__(self, source: Source, load: Callable[[Source], tuple[Reader, Any, Any]]) -> None:
+        self._source = source
+        self._load = load
+        self._loaded: tuple[Reader, Any, float] | None = None
+        self._batcher = Batcher(self._score, source.max_batch, order=lambda pair: len(pair[0]) + len(pair[1]))
+
+    async def score(self, problem: Problem, text: str) -> Score:
+        """The score of one text; its tokens are all that the model read, padding left out."""
+        result = await self._batcher.submit((problem.prompt, text))
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def close(self) -> None:
+        """End the thread and free the model."""
+        await self._batcher.close()
+        self._loaded = None
+
+    def _score(self, pairs: list[tuple[str, str]]) -> list[Score | Permanent]:
+        import torch
+
+        if self._loaded is None:
+            reader, model, tokenizer = self._load(self._source)
+            window = _window(self._source.max_length, model.config, tokenizer)
+            self._loaded = reader, model.device, window
+        reader, device, window = self._loaded
+        started = time.perf_counter()
+        chats = [reader.encode(prompt, text) for prompt, text in pairs]
+        fitting = [chat for chat in chats if len(chat.ids) <= window]
+        try:
+            rewards = iter(reader.rewards(fitting) if fitting else [])
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise Unavailable(
+                f"{device} is out of memory with {len(fitting)} answers at once; lower reward.max_batch"
+            ) from error
+        seconds = (time.perf_counter() - started) / max(1, len(fitting))
+        return [
+            self._result(next(rewards), len(chat.ids), seconds)
+            if len(chat.ids) <= window
+            else self._too_long(len(chat.ids), window)
+            for chat in chats
+        ]
+
+    def _result(self, reward: float, tokens: int, seconds: float) -> Score | Permanent:
+        if math.isfinite(reward):
+            return Score(reward, tokens, seconds)
+        return Permanent(
+            f"reward: {self._source.model!r} gave {reward} for an answer of {tokens} tokens. Check its "
+            f"weights, or try reward.dtype=float32"
+        )
+
+    def _too_long(self, tokens: int, window: float) -> Permanent:
+        return Permanent(
+            f"reward: problem and answer have {tokens} tokens, and {self._source.model!r} reads at most "
+            f"{window:.0f}. Lower ensemble.sampling.max_tokens, or choose a reward with a longer window"
+        )
+
+
+def load(source: Source, family: str) -> tuple[Any, Any]:
+    """Tokenizer and model; `family` is the class of transformers to load it with."""
+    tokenizer = loading.load_tokenizer(source.model, source.revision, "reward")
+    place = loading.device_of(source.device)
+    return tokenizer, loading.load_model(family, source.model, source.revision, place, source.dtype, "reward")
+
+
+def _window(max_length: int | None, config: Any, tokenizer: Any) -> float:
+    """The most tokens that are read; raises BadInput for a `max_length` that the model cannot read."""
+    window = loading.window_of(config) or math.inf
+    if max_length is None:
+        return min(window, float(tokenizer.model_max_length))
+    if max_length > window:
+        raise BadInput(f"reward.max_length={max_length} is over the model's window of {window} tokens")
+    return max_length

@@ -1,0 +1,61 @@
+"""Answers as steps of a chat: where in its tokens the answer begins and each of its steps ends."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from toa_exp.engines import loading
+from toa_exp.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class StepChat:
+    """Token ids of a chat; the answer begins at `start`, and `ends` are the last tokens of its steps."""
+
+    ids: list[int]
+    start: int
+    ends: list[int]
+
+
+class StepEncoder:
+    """Renders problem and answer in a tokenizer's chat template, and finds the answer's steps.
+
+    A step ends with each match of the regular expression `separator`, which belongs to it, and with
+    the answer. The closing token of the assistant's message belongs to no step.
+    """
+
+    def __init__(self, tokenizer: Any, separator: str) -> None:
+        if not tokenizer.is_fast:
+            raise BadInput("reward: its tokenizer tells no positions; a fast tokenizer (tokenizer.json) does")
+        try:
+            self._separator = re.compile(separator)
+        except re.error as error:
+            raise BadInput(f"reward.separator={separator!r} is no regular expression: {error}") from error
+        self._tokenizer = tokenizer
+
+    def __call__(self, prompt: str, text: str) -> StepChat:
+        """The chat of an answer. Raises BadInput where the template does not keep the answer as it is."""
+        asked = [{"role": "user", "content": prompt}]
+        opening = loading.render(self._tokenizer, asked, "reward", reply=True)
+        answered = [*asked, {"role": "assistant", "content": text}]
+        whole = loading.render(self._tokenizer, answered, "reward", reply=False)
+        if not whole.startswith(opening + text):
+            raise BadInput(
+                "reward: its chat template changes answers, so that their steps cannot be found in it; "
+                "choose reward=classifier, or mend the template"
+            )
+        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        start, stop = len(opening), len(opening) + len(text)
+        breaks = [start + match.end() for match in self._separator.finditer(text)]
+        if not breaks or breaks[-1] < stop:
+            breaks.append(stop)
+        offsets = encoded["offset_mapping"]
+        ends, place = [], 0
+        for end in breaks:
+            while place + 1 < len(offsets) and offsets[place + 1][0] < end:
+                place += 1
+            ends.append(place)
+        first = next((n for n, (_, end) in enumerate(offsets) if end > start), len(offsets))
+        return StepChat(encoded["input_ids"], first, ends)
