@@ -11,6 +11,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    LlamaForTokenClassification,
     PreTrainedTokenizerFast,
 )
 
@@ -77,4 +78,13 @@ def classifier_model(
     config = tiny_config(num_labels=labels, **changes)
     LlamaForSequenceClassification(config).save_pretrained(folder)
     character_tokenizer(padding_side=padding_side).save_pretrained(folder)
+    return folder
+
+
+def process_model(folder: Path, *, labels: int = 1, seed: int = 0, **changes: Any) -> Path:
+    """A folder with a random token classifier and its tokenizer."""
+    torch.manual_seed(seed)
+    config = tiny_config(num_labels=labels, **changes)
+    LlamaForTokenClassification(config).save_pretrained(folder)
+    character_tokenizer(padding_side="right").save_pretrained(folder)
     return folder

@@ -19,7 +19,7 @@ from toa_exp.errors import BadInput, Unavailable, choose
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ["auto", "float32", "bfloat16", "float16"]
+DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 

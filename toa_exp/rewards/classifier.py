@@ -9,7 +9,7 @@ from typing import Any
 
 from toa_exp.engines import loading
 from toa_exp.errors import BadInput
-from toa_exp.rewards.model import ModelReward, Source, load
+from toa_exp.rewards.model import ModelReward, Source, load, precise
 
 
 class Classifier(ModelReward):
@@ -99,7 +99,7 @@ class _Reader:
             given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
             logits = self._model(**given).logits
-        rewards: list[float] = logits[:, self._label].float().tolist()
+        rewards: list[float] = precise(logits[:, self._label]).tolist()
         return rewards
 
 

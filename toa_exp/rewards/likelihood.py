@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from toa_exp.rewards.model import ModelReward, Source, load
+from toa_exp.rewards.model import ModelReward, Source, load, precise
 from toa_exp.rewards.steps import StepChat, StepEncoder
 
 
@@ -15,7 +16,8 @@ class Likelihood(ModelReward):
 
     A step of log-probability l (the sum over its tokens, in nats) counts as the logistic function of
     `slope` x (l + `offset`), and the score is the mean over steps, in [0, 1]. Steps end with a match
-    of the regular expression `separator`. A strong generalist so verifies what it could have written,
+    of the regular expression `separator`; the last one includes what closes the answer, so that one
+    that breaks off is unlikely. An empty answer scores 0. A strong generalist so verifies what it could have written,
     without any training; of two right wordings it prefers its own. The other fields are those of
     `rewards.model.Source`.
     """
@@ -68,14 +70,16 @@ class _Reader:
         ids, device = ids.to(self._model.device), self._model.device
         with torch.inference_mode():
             logits = self._model(input_ids=ids, attention_mask=mask.to(device)).logits
-            logs = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            logs = precise(logits[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
         # A running sum, so that a step is the difference of two of its entries; place p is token p + 1.
         sums = torch.nn.functional.pad(logs.double().cumsum(1), (1, 0)).cpu()
         return [self._reward(chat, row.tolist()) for chat, row in zip(chats, sums, strict=True)]
 
     def _reward(self, chat: StepChat, sums: list[float]) -> float:
-        before = [chat.start - 1, *chat.ends[:-1]]
-        steps = [sums[end] - sums[start] for start, end in zip(before, chat.ends, strict=True)]
+        if not chat.ends:
+            return 0.0
+        ends = [chat.start - 1, *chat.ends[:-1], len(chat.ids) - 1]
+        steps = [sums[end] - sums[before] for before, end in pairwise(ends)]
         return sum(_logistic(self._slope * (step + self._offset)) for step in steps) / len(steps)
 
 

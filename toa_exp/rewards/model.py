@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from toa_exp.batching import Batcher
 from toa_exp.core import Problem
@@ -17,6 +17,12 @@ from toa_exp.draws import Score
 from toa_exp.engines import loading
 from toa_exp.ensemble import folder_digest, model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
+
+
+if TYPE_CHECKING:
+    import torch
+
+_DECIMALS = 6  # of a score: beyond them batching shows, in float64 too since norms compute in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ class ModelReward:
 
     def _result(self, reward: float, tokens: int, seconds: float) -> Score | Permanent:
         if math.isfinite(reward):
-            return Score(reward, tokens, seconds)
+            return Score(round(reward, _DECIMALS), tokens, seconds)
         return Permanent(
             f"reward: {self._source.model!r} gave {reward} for an answer of {tokens} tokens. Check its "
             f"weights, or try reward.dtype=float32"
@@ -130,6 +136,13 @@ class ModelReward:
             f"reward: problem and answer have {tokens} tokens, and {self._source.model!r} reads at most "
             f"{window:.0f}. Lower ensemble.sampling.max_tokens, or choose a reward with a longer window"
         )
+
+
+def precise(values: torch.Tensor) -> torch.Tensor:
+    """The values in float32 at least."""
+    import torch
+
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def load(source: Source, family: str) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from toa_exp.errors import BadInput, choose
-from toa_exp.rewards.model import ModelReward, Source, load
+from toa_exp.rewards.model import ModelReward, Source, load, precise
 from toa_exp.rewards.steps import StepChat, StepEncoder
 
 AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -25,7 +25,7 @@ class Process(ModelReward):
 
     A model of the kind AutoModelForTokenClassification is read at the last token of each step, which
     ends with a match of the regular expression `separator`. With one output the probability is its
-    logistic function, with two the softmax's second. `aggregation` is mean, min, product or last
+    logistic function, with two the softmax's second; an empty answer has probability 0. `aggregation` is mean, min, product or last
     (Lightman et al. 2023 take the product, Wang et al. 2024 the minimum). `unit` probability gives
     scores in [0, 1], log_odds their logit, which TOA's normalisation with tau=1 turns back into the
     probability. The other fields are those of `rewards.model.Source`.
@@ -86,12 +86,13 @@ class _Reader:
         mask = torch.tensor([[1] * len(chat.ids) + [0] * (width - len(chat.ids)) for chat in chats])
         device = self._model.device
         with torch.inference_mode():
-            logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
+            logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        logits = precise(logits)
         right = logits[..., 0].sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)[..., 1]
         return [self._reward(row[chat.ends].tolist()) for row, chat in zip(right.cpu(), chats, strict=True)]
 
     def _reward(self, steps: list[float]) -> float:
-        reward = self._aggregate(steps)
+        reward = self._aggregate(steps) if steps else 0.0
         if not self._log_odds:
             return reward
         reward = min(max(reward, _NEAREST), 1.0 - _NEAREST)

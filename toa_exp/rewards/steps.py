@@ -23,7 +23,7 @@ class StepEncoder:
     """Renders problem and answer in a tokenizer's chat template, and finds the answer's steps.
 
     A step ends with each match of the regular expression `separator`, which belongs to it, and with
-    the answer. The closing token of the assistant's message belongs to no step.
+    the answer. What closes the assistant's message belongs to no step, and an empty answer has none.
     """
 
     def __init__(self, tokenizer: Any, separator: str) -> None:
@@ -49,7 +49,7 @@ class StepEncoder:
         encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         start, stop = len(opening), len(opening) + len(text)
         breaks = [start + match.end() for match in self._separator.finditer(text)]
-        if not breaks or breaks[-1] < stop:
+        if text and (not breaks or breaks[-1] < stop):
             breaks.append(stop)
         offsets = encoded["offset_mapping"]
         ends, place = [], 0
