@@ -98,8 +98,8 @@ def test_process_reward_is_that_of_one_text_at_a_time(labels: int, aggregation: 
 
 def test_log_odds_are_those_of_the_probability(process: Path) -> None:
     plain = score(Process(model=str(process), device="cpu"), TEXTS)
-    odds = score(Process(model=str(process), device="cpu", unit="log_odds"), TEXTS)
-    assert [1 / (1 + math.exp(-value)) for value in odds] == pytest.approx(plain, abs=1e-5)
+    odds = score(Process(model=str(process), device="cpu", unit="log_odds", scale=0.1), TEXTS)
+    assert [1 / (1 + math.exp(-10 * value)) for value in odds] == pytest.approx(plain, abs=1e-5)
 
 
 def test_an_empty_answer_is_not_right(process: Path, causal: Path) -> None:
@@ -146,6 +146,7 @@ def test_a_template_that_changes_answers_is_refused(tmp_path: Path) -> None:
         ({"unit": "logit"}, "log_odds, probability"),
         ({"model": "/nowhere"}, "no folder"),
         ({"max_batch": 0}, "at least 1"),
+        ({"scale": 0.0}, "above 0"),
     ],
 )
 def test_bad_settings_are_named(process: Path, settings: dict[str, object], message: str) -> None:

@@ -27,8 +27,8 @@ class Process(ModelReward):
     ends with a match of the regular expression `separator`. With one output the probability is its
     logistic function, with two the softmax's second; an empty answer has probability 0. `aggregation` is mean, min, product or last
     (Lightman et al. 2023 take the product, Wang et al. 2024 the minimum). `unit` probability gives
-    scores in [0, 1], log_odds their logit, which TOA's normalisation with tau=1 turns back into the
-    probability. The other fields are those of `rewards.model.Source`.
+    scores in [0, 1], log_odds their logit, which TOA's normalisation turns back into the probability
+    where tau is 1. Scores are multiplied by `scale`. The other fields are those of `rewards.model.Source`.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Process(ModelReward):
         separator: str = "\n",
         aggregation: str = "mean",
         unit: str = "probability",
+        scale: float = 1.0,
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -53,7 +54,14 @@ class Process(ModelReward):
         source = Source(model, revision, device, dtype, max_batch, max_length, architecture)
         source.check()
         self.shape = source.shape(output_head=False)
-        self._settings = {"separator": separator, "aggregation": aggregation, "unit": unit}
+        if scale <= 0:
+            raise BadInput(f"reward.scale={scale} must be above 0")
+        self._settings: dict[str, Any] = {
+            "separator": separator,
+            "aggregation": aggregation,
+            "unit": unit,
+            "scale": scale,
+        }
         super().__init__(source, self._reader)
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -68,7 +76,9 @@ class Process(ModelReward):
 class _Reader:
     """One forward pass over the chats, padded on the right, which no causal model sees."""
 
-    def __init__(self, tokenizer: Any, model: Any, *, separator: str, aggregation: str, unit: str) -> None:
+    def __init__(
+        self, tokenizer: Any, model: Any, *, separator: str, aggregation: str, unit: str, scale: float
+    ) -> None:
         if model.config.num_labels > 2:
             raise BadInput(
                 f"reward: a process reward model has one output or two, this has {model.config.num_labels}"
@@ -77,6 +87,7 @@ class _Reader:
         self._model = model
         self._aggregate = AGGREGATIONS[aggregation]
         self._log_odds = unit == "log_odds"
+        self._scale = scale
 
     def rewards(self, chats: Sequence[StepChat]) -> list[float]:
         import torch
@@ -93,7 +104,7 @@ class _Reader:
 
     def _reward(self, steps: list[float]) -> float:
         reward = self._aggregate(steps) if steps else 0.0
-        if not self._log_odds:
-            return reward
-        reward = min(max(reward, _NEAREST), 1.0 - _NEAREST)
-        return math.log(reward / (1.0 - reward))
+        if self._log_odds:
+            reward = min(max(reward, _NEAREST), 1.0 - _NEAREST)
+            reward = math.log(reward / (1.0 - reward))
+        return self._scale * reward
