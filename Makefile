@@ -15,10 +15,12 @@ install: .venv/installed
 	$(BIN)/pip install -q --no-deps --upgrade --target $(ANTLR) antlr4-python3-runtime==4.13.2
 	touch $@
 
-# The paper's six methods at four budgets, three seeds, and the figure of their curves.
+# The paper's six methods on the lab's models, the figures of their curves, and TOA against the others.
+task ?= lab_math
 sweep: install
-	$(BIN)/toa-exp run experiment=simulated
-	$(BIN)/toa-exp figures results/simulated x=flops y=accuracy
+	$(BIN)/toa-exp run experiment=lab task=$(task)
+	$(BIN)/toa-exp figures results/lab x=flops
+	$(BIN)/toa-exp compare results/lab method=toa x=flops
 
 test: install
 	$(BIN)/python -m pytest

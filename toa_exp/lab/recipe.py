@@ -41,7 +41,7 @@ from toa_exp.lab.writer import Writer
 
 FIRST = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
 LESSONS = Schedule(320, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
-CRITIC = Schedule(2400, tokens=1536)
+CRITIC = Schedule(1500, tokens=1536)
 
 log = logging.getLogger(__name__)
 

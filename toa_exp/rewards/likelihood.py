@@ -17,9 +17,9 @@ class Likelihood(ModelReward):
     A step of log-probability l (the sum over its tokens, in nats) counts as the logistic function of
     `slope` x (l + `offset`), and the score is the mean over steps, in [0, 1]. Steps end with a match
     of the regular expression `separator`; the last one includes what closes the answer, so that one
-    that breaks off is unlikely. An empty answer scores 0. A strong generalist so verifies what it could have written,
-    without any training; of two right wordings it prefers its own. The other fields are those of
-    `rewards.model.Source`.
+    that breaks off is unlikely. An empty answer scores 0. A strong generalist so verifies what it
+    could have written, without any training; of two right wordings it prefers its own. The other
+    fields are those of `rewards.model.Source`.
     """
 
     def __init__(
