@@ -200,11 +200,7 @@ class _Game:
         return prompt
 
     async def _step(self, draw: Draw, prompt: _Prompt) -> Step:
-        sampler = self._player.sampler
-        sample = await sampler.sample(draw)
-        score = None
-        if sample.failure is None:
-            score = await sampler.score(self._problem, sample.text)
+        sample, score = await self._player.sampler.answer(draw)
         reward = -math.inf if score is None else score.reward
         reply = Reply(draw.request, sample.text, reward, sample.usage, sample.failure)
         scored = 0 if score is None else score.tokens
