@@ -202,7 +202,8 @@ class Store:
 
     def _meet(self, problem: str) -> _Known:
         """Look a problem up; one that the file does not have has no rows."""
-        row = self._db.execute("SELECT number FROM problems WHERE id = ?", (problem,)).fetchone()
+        with self._errors():
+            row = self._db.execute("SELECT number FROM problems WHERE id = ?", (problem,)).fetchone()
         known = _Known(problem, None, set()) if row is None else _Known(problem, row[0], None)
         self._problems[problem] = known
         return known
@@ -213,8 +214,7 @@ class Store:
         loop = asyncio.get_running_loop()
         if not self._pending:
             loop.call_soon(self._flush)
-        with self._errors():
-            known = self._problems.get(problem) or self._meet(problem)
+        known = self._problems.get(problem) or self._meet(problem)
         if known.keys is not None:
             known.keys.add(values[0])
         write = _Write(table, known, values, value, loop.create_future())
