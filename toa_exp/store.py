@@ -38,7 +38,11 @@ class _Known:
 
 @dataclass(slots=True)
 class _Write:
-    """A row on its way to the file: `values` from the key on, and `stored`, which becomes what is there."""
+    """A row on its way to the file.
+
+    `values` are its columns from the key on and `value` what they say, until the file turns out to
+    say otherwise. `stored` is done with it once it is committed.
+    """
 
     table: Table[Any]
     known: _Known
@@ -230,7 +234,8 @@ class Store:
                 if not batch:
                     return
                 self._db.execute("BEGIN IMMEDIATE")
-                stored = [*self._insert(DRAWS, batch), *self._insert(SCORES, batch)]
+                self._insert(DRAWS, batch)
+                self._insert(SCORES, batch)
                 self._db.execute("COMMIT")
         except Exception as error:  # whatever it is, those who wait must be told
             if self._db.in_transaction:
@@ -240,22 +245,20 @@ class Store:
                 if not write.stored.done():
                     write.stored.set_exception(error)
             return
-        for write, value in stored:
+        for write in batch:
             if not write.stored.done():  # its trajectory may have been cancelled meanwhile
-                write.stored.set_result(value)
+                write.stored.set_result(write.value)
         while len(self._problems) > _PROBLEMS_KEPT:
             del self._problems[next(iter(self._problems))]
 
-    def _insert(self, table: Table[Any], batch: list[_Write]) -> Iterator[tuple[_Write, Any]]:
-        """Insert the rows of one table; with each, what the store holds under its key."""
+    def _insert(self, table: Table[Any], batch: list[_Write]) -> None:
+        """Insert the rows of one table."""
         writes = [write for write in batch if write.table is table]
         rows = [(write.known.number or self._number(write.known), *write.values) for write in writes]
-        all_new = self._db.executemany(table.put, rows).rowcount == len(rows)
-        for write, row in zip(writes, rows, strict=True):
-            yield (
-                write,
-                write.value if all_new else table.read(*self._db.execute(table.get, row[:2]).fetchone()),
-            )
+        if self._db.executemany(table.put, rows).rowcount == len(rows):
+            return
+        for write, row in zip(writes, rows, strict=True):  # some were there
+            write.value = table.read(*self._db.execute(table.get, row[:2]).fetchone())
 
     def _number(self, known: _Known) -> int:
         """Give a problem its number."""

@@ -122,11 +122,15 @@ class Player:
 
 @dataclass(slots=True)
 class _Prompt:
-    """Rendered messages, their digest, and the steps that they were rendered from."""
+    """Rendered messages and the steps that they were rendered from.
+
+    `digest` is of the messages, `simulated` of the reference too, which simulated agents read.
+    """
 
     messages: list[Message]
-    digest: bytes
     parents: tuple[int, ...]
+    digest: bytes
+    simulated: bytes
 
 
 class _Game:
@@ -174,9 +178,7 @@ class _Game:
         player, problem = self._player, self._problem
         prompt = self._prompt(request)
         agent = player.sampler.agent_digests[request.agent]
-        asked = prompt.digest
-        if request.agent in player.sampler.simulated:  # it reads the reference too
-            asked = digest(asked, encode(str(problem.reference)))
+        asked = prompt.simulated if request.agent in player.sampler.simulated else prompt.digest
         occurrence = self._asked.get((agent, asked), 0)
         self._asked[agent, asked] = occurrence + 1
         seed = player.seed
@@ -195,7 +197,9 @@ class _Game:
                     raise MethodError(f"the method gave a failed reply ({parent.failure}) as a parent")
             drafts = [parent.text for parent in request.parents]
             messages = self._player.task.render(self._problem, request.template, drafts)
-            prompt = _Prompt(messages, digest(canonical(messages)), parents)
+            asked = digest(canonical(messages))
+            simulated = digest(asked, encode(str(self._problem.reference)))
+            prompt = _Prompt(messages, parents, asked, simulated)
             self._prompts[request.template, parents] = prompt
         return prompt
 
