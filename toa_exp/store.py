@@ -20,6 +20,7 @@ from toa_exp.tables import APPLICATION, DRAWS, SCHEMA, SCORES, VERSION, Table
 
 _WAIT = 60.0  # seconds to wait for another process's commit
 _PROBLEMS_KEPT = 512
+_blob = bytearray  # sqlite3 binds it as it is; for bytes it searches for an adapter, which takes longer
 Value = TypeVar("Value")
 
 
@@ -143,9 +144,9 @@ class Store:
         """Put a sample into the next commit; awaited, what the store then holds under the draw's key."""
         usage = sample.usage
         values = (
-            draw.key,
-            draw.agent,
-            draw.prompt,
+            _blob(draw.key),
+            _blob(draw.agent),
+            _blob(draw.prompt),
             draw.occurrence,
             draw.seed,
             sample.text,
@@ -154,7 +155,7 @@ class Store:
             sample.seconds,
             sample.failure,
         )
-        return self._put(DRAWS, draw.problem.id, values, sample)
+        return self._put(DRAWS, draw.problem.id, draw.key, values, sample)
 
     async def get_score(self, key: ScoreKey) -> Score | None:
         """The score stored under `key`, or None."""
@@ -162,8 +163,9 @@ class Store:
 
     def put_score(self, key: ScoreKey, score: Score) -> Awaitable[Score]:
         """Put a score into the next commit; awaited, what the store then holds under the key."""
-        values = (key.digest, key.content, key.reward, key.text, score.reward, score.tokens, score.seconds)
-        return self._put(SCORES, key.problem, values, score)
+        digests = map(_blob, (key.digest, key.content, key.reward, key.text))
+        values = (*digests, score.reward, score.tokens, score.seconds)
+        return self._put(SCORES, key.problem, key.digest, values, score)
 
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a query, one at a time."""
@@ -213,14 +215,14 @@ class Store:
         return known
 
     def _put(
-        self, table: Table[Value], problem: str, values: tuple[Any, ...], value: Value
+        self, table: Table[Value], problem: str, key: bytes, values: tuple[Any, ...], value: Value
     ) -> asyncio.Future[Value]:
         loop = asyncio.get_running_loop()
         if not self._pending:
             loop.call_soon(self._flush)
         known = self._problems.get(problem) or self._meet(problem)
         if known.keys is not None:
-            known.keys.add(values[0])
+            known.keys.add(key)
         write = _Write(table, known, values, value, loop.create_future())
         self._pending.append(write)
         return write.stored

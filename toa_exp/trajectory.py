@@ -143,16 +143,21 @@ class _Game:
         self._index: dict[int, int] = {}  # id of a reply -> its step; the steps keep replies alive
         self._prompts: dict[tuple[str, tuple[int, ...]], _Prompt] = {}
         self._asked: dict[tuple[bytes, bytes], int] = {}
-        self._spent = Cost()
+        self._spent = Cost()  # counted under an allowance only
 
     async def answer(self, requests: list[Request], allowance: Allowance | None) -> bool:
         """Append the steps of a batch; False where the allowance ran out."""
         for chunk in self._chunks(requests, allowance):
             runs = [self._step(*self._draw(request)) for request in chunk]
-            for step in [await runs[0]] if len(runs) == 1 else await gather_all(runs):
-                self._append(step)
-            if allowance is not None and self._spent.spent(allowance.unit) > allowance.limit:
-                return False
+            steps = [await runs[0]] if len(runs) == 1 else await gather_all(runs)
+            for step in steps:
+                self._index[id(step.reply)] = len(self.trajectory.steps)
+                self.trajectory.steps.append(step)
+            if allowance is not None:
+                for step in steps:
+                    self._spent.add(step.cost)
+                if self._spent.spent(allowance.unit) > allowance.limit:
+                    return False
         return True
 
     def _chunks(self, requests: list[Request], allowance: Allowance | None) -> Iterator[list[Request]]:
@@ -167,11 +172,6 @@ class _Game:
             size = max(1, int((allowance.limit - spent) * done / spent / 2)) if spent else 1
             yield requests[start : start + size]
             start += size
-
-    def _append(self, step: Step) -> None:
-        self._index[id(step.reply)] = len(self.trajectory.steps)
-        self.trajectory.steps.append(step)
-        self._spent.add(step.cost)
 
     def _draw(self, request: Request) -> tuple[Draw, _Prompt]:
         """Give a request its identity."""

@@ -73,7 +73,9 @@ class Simulator:
         agent = draw.request.agent
         profile = self._profiles[agent]
         failing, better, longer, wronger = _chances(draw.key)
-        prompt_tokens = sum(len(m["content"]) for m in draw.messages) // _CHARACTERS_PER_TOKEN + 1
+        prompt_tokens = (
+            sum([len(message["content"]) for message in draw.messages]) // _CHARACTERS_PER_TOKEN + 1
+        )
         if failing < profile.failure_rate:
             usage = Usage(prompt_tokens, 0)
             return Sample("", usage, prompt_tokens / profile.tokens_per_second, "simulated")
