@@ -19,7 +19,7 @@ from toa_exp.errors import StoreError
 from toa_exp.tables import APPLICATION, DRAWS, SCHEMA, SCORES, VERSION, Table
 
 _WAIT = 60.0  # seconds to wait for another process's commit
-_PROBLEMS_KEPT = 512
+_PROBLEMS_KEPT = 512  # in memory; what is known of others is looked up again
 _blob = bytearray  # sqlite3 binds it as it is; for bytes it searches for an adapter, which takes longer
 Value = TypeVar("Value")
 
@@ -198,8 +198,12 @@ class Store:
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
         if version != self._version:
             self._version = version
-            for known in self._problems.values():
-                known.keys = None
+            # Others may have added rows to any problem, and numbered those that had no number.
+            self._problems = {
+                problem: _Known(problem, known.number, None)
+                for problem, known in self._problems.items()
+                if known.number is not None
+            }
 
     def _end_turn(self) -> None:
         if self._turn:
