@@ -68,6 +68,37 @@ def test_the_first_write_wins_and_the_loser_is_told(tmp_path):
     assert asyncio.run(race()) == ["first", "alone", "first", "alone too"]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_what_another_process_writes_later_is_found(tmp_path, own):
+    async def share():
+        one, other = Store(tmp_path / "store.sqlite"), Store(tmp_path / "store.sqlite")
+        if own:
+            await one.put_draw(draw(), sample("mine"))
+        before = await one.get_draw(draw(1))
+        await other.put_draw(draw(1), sample("theirs"))
+        after = await one.get_draw(draw(1))
+        one.close()
+        other.close()
+        return before, after
+
+    assert asyncio.run(share()) == (None, sample("theirs"))
+
+
+def test_rows_are_found_however_many_problems_came_between(tmp_path, monkeypatch):
+    monkeypatch.setattr("toa_exp.store._PROBLEMS_KEPT", 2)
+    draws = [replace(draw(), problem=replace(PROBLEM, id=str(number))) for number in range(5)]
+
+    async def write_and_read():
+        store = Store(tmp_path / "store.sqlite")
+        for one in draws:
+            await store.put_draw(one, sample(one.problem.id))
+        found = [await store.get_draw(one) for one in draws]
+        store.close()
+        return found
+
+    assert asyncio.run(write_and_read()) == [sample(one.problem.id) for one in draws]
+
+
 def test_scores_of_equal_ids_in_different_tasks_are_apart():
     other = Problem("p", "What else?", "2")
     assert score_key(b"r", PROBLEM, "text").digest != score_key(b"r", other, "text").digest

@@ -93,7 +93,9 @@ class Architecture:
     def flops(self, prompt_tokens: int, completion_tokens: int) -> float:
         """FLOPs of reading `prompt_tokens` and writing `completion_tokens`."""
         tokens = prompt_tokens + completion_tokens
-        context = sum(share * self._context(tokens, window) for window, share in self.windows)
+        context = 0.0
+        for window, share in self.windows:
+            context += share * self._context(tokens, window)
         return 2.0 * (self.matrices + self.head) * tokens + 4.0 * self.attention * context
 
     def paper_flops(self, prompt_tokens: int, completion_tokens: int) -> float:

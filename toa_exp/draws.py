@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -79,10 +80,15 @@ class ScoreKey:
 
 def score_key(reward: bytes, problem: Problem, text: str) -> ScoreKey:
     """The key of a score; `reward` is the digest of the reward's fingerprint."""
-    content = digest(encode(problem.id), encode(problem.prompt), encode(str(problem.reference)))
+    content = _content(problem.id, problem.prompt, str(problem.reference))
     text_digest = digest(encode(text))
     key = digest(content, reward, text_digest)
     return ScoreKey(key, problem.id, content, reward, text_digest)
+
+
+@functools.lru_cache(maxsize=256)  # a problem is open for all of its samples
+def _content(problem: str, prompt: str, reference: str) -> bytes:
+    return digest(encode(problem), encode(prompt), encode(reference))
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from random import Random
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from toa_exp.core import Problem
 from toa_exp.draws import Draw, Sample, Score, ScoreKey, score_key
@@ -59,39 +59,52 @@ class Sampler:
         self._retries = retries
         self._backoff = backoff
         self._jitter = Random(0)  # spreads retries over time; no result depends on it
-        self._samples: dict[bytes, asyncio.Future[Sample]] = {}
-        self._scores: dict[bytes, asyncio.Future[Score]] = {}
+        self._answers: dict[bytes, asyncio.Future[tuple[Sample, Score | None]] | None] = {}
+        self._scores: dict[bytes, asyncio.Future[Score] | None] = {}
 
-    async def sample(self, draw: Draw) -> Sample:
-        """The sample of a draw. Raises Unavailable where the engine had none after all retries."""
-        sample = await self._store.get_draw(draw)
+    async def answer(self, draw: Draw) -> tuple[Sample, Score | None]:
+        """The sample of a draw and its score, None for a failure, which has none.
+
+        Raises Unavailable where the engine or the reward had none after all retries.
+        """
         counts = self.counts
-        if sample is None:
-            sample = await self._once(self._samples, draw.key, self._draw, draw)
+        stored = await self._store.get_draw(draw)
+        if stored is None:
+            sample, score = await self._once(self._answers, draw.key, self._draw, draw)
         else:
             counts.stored += 1
+            sample, score = stored, await self._score(draw.problem, stored)
         counts.samples += 1
         counts.tokens += sample.usage.prompt_tokens + sample.usage.completion_tokens
         counts.failures += sample.failure is not None
-        return sample
+        return sample, score
 
-    async def score(self, problem: Problem, text: str) -> Score:
-        """The score of a text. Raises Unavailable where the reward had none after all retries."""
-        key = score_key(self._reward_digest, problem, text)
-        score = await self._store.get_score(key)
-        if score is None:
-            score = await self._once(self._scores, key.digest, self._score, problem, text, key)
-        return score
-
-    async def _draw(self, draw: Draw) -> Sample:
-        sample = await self._patiently(self._engine.sample, draw)
+    async def _draw(self, draw: Draw) -> tuple[Sample, Score | None]:
+        made = await self._patiently(self._engine.sample, draw)
         self.counts.drawn += 1
         # As the store will give it back: lone surrogates fit in no file.
-        if not sample.text.isascii():
-            sample = replace(sample, text=sample.text.encode("utf-8", "replace").decode())
-        return await self._store.put_draw(draw, sample)
+        if not made.text.isascii():
+            made = replace(made, text=made.text.encode("utf-8", "replace").decode())
+        # It is scored while it is stored, so that a reward that answers at once shares the commit.
+        storing = self._store.put_draw(draw, made)
+        try:
+            score = await self._score(draw.problem, made)
+        finally:
+            sample = await storing
+        if sample is not made:  # another process was first
+            score = await self._score(draw.problem, sample)
+        return sample, score
 
-    async def _score(self, problem: Problem, text: str, key: ScoreKey) -> Score:
+    async def _score(self, problem: Problem, sample: Sample) -> Score | None:
+        if sample.failure is not None:
+            return None
+        key = score_key(self._reward_digest, problem, sample.text)
+        score = await self._store.get_score(key)
+        if score is None:
+            score = await self._once(self._scores, key.digest, self._judge, problem, sample.text, key)
+        return score
+
+    async def _judge(self, problem: Problem, text: str, key: ScoreKey) -> Score:
         made = await self._patiently(self._reward.score, problem, text)
         self.counts.scored += 1
         # As the store will give it back: no integer, no negative zero.
@@ -102,29 +115,29 @@ class Sampler:
 
     async def _once(
         self,
-        under_way: dict[bytes, asyncio.Future[Value]],
+        under_way: dict[bytes, asyncio.Future[Value] | None],
         key: bytes,
         make: Callable[Given, Awaitable[Value]],
         *given: Given.args,
         **named: Given.kwargs,
     ) -> Value:
         """What `make` gives; whoever asks for the same key meanwhile is given the same."""
-        future = under_way.get(key)
-        if future is not None:
+        if key in under_way:
+            future = under_way[key]
+            if future is None:
+                future = under_way[key] = asyncio.get_running_loop().create_future()
             return await asyncio.shield(future)
-        future = under_way[key] = asyncio.get_running_loop().create_future()
+        under_way[key] = None  # few are asked for twice: who asks first makes the future
         try:
             value = await make(*given, **named)
-        except asyncio.CancelledError:
-            future.cancel()
+        except BaseException as error:
+            future = under_way.pop(key)
+            if future is not None:
+                _fail(future, error)
             raise
-        except Exception as error:
-            future.set_exception(error)
-            future.exception()  # seen: nobody else may be waiting for it
-            raise
-        finally:
-            del under_way[key]
-        future.set_result(value)
+        future = under_way.pop(key)
+        if future is not None:
+            future.set_result(value)
         return value
 
     async def _patiently(
@@ -144,3 +157,12 @@ class Sampler:
                 log.warning("%s; trying again in %.1f s", error, wait)
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    """Give those who wait for a future the error that ended its making."""
+    if isinstance(error, Exception):
+        future.set_exception(error)
+        future.exception()  # seen: those who wait may have been cancelled
+    else:
+        future.cancel()

@@ -9,49 +9,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample, Score, ScoreKey, canonical, digest
 from toa_exp.errors import StoreError
+from toa_exp.tables import APPLICATION, DRAWS, SCHEMA, SCORES, VERSION, Table
 
-_APPLICATION = 0x544F4131  # "TOA1", in the file's header
-_VERSION = 1
 _WAIT = 60.0  # seconds to wait for another process's commit
-_SCHEMA = """
-CREATE TABLE fingerprints (digest BLOB NOT NULL PRIMARY KEY, json TEXT NOT NULL);
-CREATE TABLE problems (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
-CREATE TABLE draws (
-    problem INTEGER NOT NULL, key BLOB NOT NULL, agent BLOB NOT NULL, prompt BLOB NOT NULL,
-    occurrence INTEGER NOT NULL, seed INTEGER NOT NULL, text TEXT NOT NULL,
-    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
-    failure TEXT, UNIQUE (problem, key));
-CREATE TABLE scores (
-    problem INTEGER NOT NULL, key BLOB NOT NULL, content BLOB NOT NULL, reward_model BLOB NOT NULL,
-    text BLOB NOT NULL, reward REAL NOT NULL, tokens INTEGER NOT NULL, seconds REAL NOT NULL,
-    PRIMARY KEY (problem, key)) WITHOUT ROWID
-"""
-# Keys are digests, spread over the whole index. With the problem's number in front, which grows as
-# problems are first met, a commit touches few pages: a third of the time at 100,000 problems.
-_GET_DRAW = (
-    "SELECT text, prompt_tokens, completion_tokens, seconds, failure FROM draws WHERE problem = ? AND key = ?"
-)
-_PUT_DRAW = "INSERT INTO draws VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_GET_SCORE = "SELECT reward, tokens, seconds FROM scores WHERE problem = ? AND key = ?"
-_PUT_SCORE = "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-_NUMBERS_KEPT = 10_000
+_PROBLEMS_KEPT = 512  # in memory; what is known of others is looked up again
+_blob = bytearray  # sqlite3 binds it as it is; for bytes it searches for an adapter, which takes longer
+Value = TypeVar("Value")
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process knows of a problem.
+
+    `number` is that in the file, None until its first row is written. `keys` are those of all its
+    rows, as long as they are this process's own: then what is not among them need not be looked for.
+    """
+
+    problem: str
+    number: int | None
+    keys: set[bytes] | None
 
 
 @dataclass(slots=True)
 class _Write:
-    """A row on its way to the file; `earlier` becomes the row that is there, or None if it is this one."""
+    """A row on its way to the file.
 
-    statement: str
+    `values` are its columns from the key on and `value` what they say, until the file turns out to
+    say otherwise. `stored` is done with it once it is committed.
+    """
+
+    table: Table[Any]
+    known: _Known
     values: tuple[Any, ...]
-    earlier: asyncio.Future[tuple[Any, ...] | None]
+    value: Any
+    stored: asyncio.Future[Any]
 
 
 class Store:
@@ -65,7 +63,8 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._pending: list[_Write] = []
-        self._numbers: dict[str, int] = {}
+        self._problems: dict[str, _Known] = {}
+        self._version = 0  # of the data: others' commits change it
         self._turn = False
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,17 +82,17 @@ class Store:
         if application == 0 and tables == 0:
             database.execute("BEGIN IMMEDIATE")
             if self._state() == (0, 0, 0):  # another process may have been first
-                for statement in _SCHEMA.split(";"):
+                for statement in SCHEMA.split(";"):
                     database.execute(statement)
-                database.execute(f"PRAGMA application_id = {_APPLICATION}")
-                database.execute(f"PRAGMA user_version = {_VERSION}")
+                database.execute(f"PRAGMA application_id = {APPLICATION}")
+                database.execute(f"PRAGMA user_version = {VERSION}")
             database.execute("COMMIT")
             application, version, tables = self._state()
-        if application != _APPLICATION:
+        if application != APPLICATION:
             raise StoreError(f"{self.path} is a database of something else; choose another store.path")
-        if version != _VERSION:
+        if version != VERSION:
             raise StoreError(
-                f"{self.path} has store format {version}, this version of toa-exp reads {_VERSION}; "
+                f"{self.path} has store format {version}, this version of toa-exp reads {VERSION}; "
                 f"choose another store.path or install the version that wrote it"
             )
         database.execute("PRAGMA journal_mode = WAL")
@@ -139,17 +138,15 @@ class Store:
 
     async def get_draw(self, draw: Draw) -> Sample | None:
         """The sample that the store holds for a draw, or None."""
-        row = self._row(_GET_DRAW, draw.problem.id, draw.key)
-        return None if row is None else _sample(row)
+        return self._get(DRAWS, draw.problem.id, draw.key)
 
-    async def put_draw(self, draw: Draw, sample: Sample) -> Sample:
-        """Store a sample; returns what the store then holds under the draw's key."""
+    def put_draw(self, draw: Draw, sample: Sample) -> Awaitable[Sample]:
+        """Put a sample into the next commit; awaited, what the store then holds under the draw's key."""
         usage = sample.usage
         values = (
-            self._number(draw.problem.id),
-            draw.key,
-            draw.agent,
-            draw.prompt,
+            _blob(draw.key),
+            _blob(draw.agent),
+            _blob(draw.prompt),
             draw.occurrence,
             draw.seed,
             sample.text,
@@ -158,19 +155,17 @@ class Store:
             sample.seconds,
             sample.failure,
         )
-        row = await self._write(_PUT_DRAW, values)
-        return sample if row is None else _sample(row)
+        return self._put(DRAWS, draw.problem.id, draw.key, values, sample)
 
     async def get_score(self, key: ScoreKey) -> Score | None:
         """The score stored under `key`, or None."""
-        row = self._row(_GET_SCORE, key.problem, key.digest)
-        return None if row is None else Score(*row)
+        return self._get(SCORES, key.problem, key.digest)
 
-    async def put_score(self, key: ScoreKey, score: Score) -> Score:
-        """Store a score; returns what the store then holds under the key."""
-        values = (self._number(key.problem), key.digest, key.content, key.reward, key.text)
-        row = await self._write(_PUT_SCORE, (*values, score.reward, score.tokens, score.seconds))
-        return score if row is None else Score(*row)
+    def put_score(self, key: ScoreKey, score: Score) -> Awaitable[Score]:
+        """Put a score into the next commit; awaited, what the store then holds under the key."""
+        digests = map(_blob, (key.digest, key.content, key.reward, key.text))
+        values = (*digests, score.reward, score.tokens, score.seconds)
+        return self._put(SCORES, key.problem, key.digest, values, score)
 
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a query, one at a time."""
@@ -183,50 +178,61 @@ class Store:
         with self._errors():
             self._db.close()
 
-    def _row(self, query: str, problem: str, key: bytes) -> tuple[Any, ...] | None:
-        number = self._numbers.get(problem) or self._number(problem)
+    def _get(self, table: Table[Value], problem: str, key: bytes) -> Value | None:
         try:
             if not self._turn:
                 self._begin_turn()
-            row: tuple[Any, ...] | None = self._db.execute(query, (number, key)).fetchone()
+            known = self._problems.get(problem) or self._meet(problem)
+            if known.keys is not None and key not in known.keys:
+                return None
+            row = self._db.execute(table.get, (known.number, key)).fetchone()
         except sqlite3.DatabaseError as error:
             raise self._explain(error) from error
-        return row
+        return None if row is None else table.read(*row)
 
     def _begin_turn(self) -> None:
         """Read from one snapshot until this turn of the loop ends, which halves the cost of a read."""
         asyncio.get_running_loop().call_soon(self._flush)
         self._db.execute("BEGIN")
         self._turn = True
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            self._version = version
+            # Others may have added rows to any problem, and numbered those that had no number.
+            self._problems = {
+                problem: _Known(problem, known.number, None)
+                for problem, known in self._problems.items()
+                if known.number is not None
+            }
 
     def _end_turn(self) -> None:
         if self._turn:
             self._turn = False
             self._db.execute("COMMIT")
 
-    def _number(self, problem: str) -> int:
-        """The number of a problem, given when it is first met."""
-        number = self._numbers.get(problem)
-        if number is None:
-            with self._errors():
-                self._end_turn()  # a snapshot that others have written past cannot be written to
-                self._db.execute("INSERT INTO problems (id) VALUES (?) ON CONFLICT DO NOTHING", (problem,))
-                row = self._db.execute("SELECT number FROM problems WHERE id = ?", (problem,)).fetchone()
-            if len(self._numbers) >= _NUMBERS_KEPT:
-                self._numbers.clear()
-            number = self._numbers[problem] = int(row[0])
-        return number
+    def _meet(self, problem: str) -> _Known:
+        """Look a problem up; one that the file does not have has no rows."""
+        with self._errors():
+            row = self._db.execute("SELECT number FROM problems WHERE id = ?", (problem,)).fetchone()
+        known = _Known(problem, None, set()) if row is None else _Known(problem, row[0], None)
+        self._problems[problem] = known
+        return known
 
-    def _write(self, statement: str, values: tuple[Any, ...]) -> asyncio.Future[tuple[Any, ...] | None]:
-        """Put a row into the next commit; the result is the row that was there before, or None."""
+    def _put(
+        self, table: Table[Value], problem: str, key: bytes, values: tuple[Any, ...], value: Value
+    ) -> asyncio.Future[Value]:
         loop = asyncio.get_running_loop()
         if not self._pending:
             loop.call_soon(self._flush)
-        write = _Write(statement, values, loop.create_future())
+        known = self._problems.get(problem) or self._meet(problem)
+        if known.keys is not None:
+            known.keys.add(key)
+        write = _Write(table, known, values, value, loop.create_future())
         self._pending.append(write)
-        return write.earlier
+        return write.stored
 
     def _flush(self) -> None:
+        """End the turn: commit all writes of it, and tell those who wait for them."""
         batch, self._pending = self._pending, []
         try:
             with self._errors():
@@ -234,34 +240,35 @@ class Store:
                 if not batch:
                     return
                 self._db.execute("BEGIN IMMEDIATE")
-                stored = [
-                    row
-                    for statement, select in ((_PUT_DRAW, _GET_DRAW), (_PUT_SCORE, _GET_SCORE))
-                    for row in self._insert(statement, select, batch)
-                ]
+                self._insert(DRAWS, batch)
+                self._insert(SCORES, batch)
                 self._db.execute("COMMIT")
         except Exception as error:  # whatever it is, those who wait must be told
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            self._problems.clear()  # numbers given in this transaction are void
             for write in batch:
-                if not write.earlier.done():
-                    write.earlier.set_exception(error)
+                if not write.stored.done():
+                    write.stored.set_exception(error)
             return
-        for write, row in stored:
-            if not write.earlier.done():  # its trajectory may have been cancelled meanwhile
-                write.earlier.set_result(row)
+        for write in batch:
+            if not write.stored.done():  # its trajectory may have been cancelled meanwhile
+                write.stored.set_result(write.value)
+        while len(self._problems) > _PROBLEMS_KEPT:
+            del self._problems[next(iter(self._problems))]
 
-    def _insert(
-        self, statement: str, select: str, batch: list[_Write]
-    ) -> Iterator[tuple[_Write, tuple[Any, ...] | None]]:
-        """Insert the rows of one table; with each, the row that the store holds if not all are new."""
-        writes = [write for write in batch if write.statement is statement]
-        new = self._db.executemany(statement, [write.values for write in writes]).rowcount
-        for write in writes:
-            known = new < len(writes)
-            yield write, self._db.execute(select, write.values[:2]).fetchone() if known else None
+    def _insert(self, table: Table[Any], batch: list[_Write]) -> None:
+        """Insert the rows of one table."""
+        writes = [write for write in batch if write.table is table]
+        rows = [(write.known.number or self._number(write.known), *write.values) for write in writes]
+        if self._db.executemany(table.put, rows).rowcount == len(rows):
+            return
+        for write, row in zip(writes, rows, strict=True):  # some were there
+            write.value = table.read(*self._db.execute(table.get, row[:2]).fetchone())
 
-
-def _sample(row: tuple[Any, ...]) -> Sample:
-    text, prompt_tokens, completion_tokens, seconds, failure = row
-    return Sample(text, Usage(prompt_tokens, completion_tokens), seconds, failure)
+    def _number(self, known: _Known) -> int:
+        """Give a problem its number."""
+        self._db.execute("INSERT INTO problems (id) VALUES (?) ON CONFLICT DO NOTHING", (known.problem,))
+        row = self._db.execute("SELECT number FROM problems WHERE id = ?", (known.problem,)).fetchone()
+        known.number = number = int(row[0])
+        return number

@@ -122,11 +122,15 @@ class Player:
 
 @dataclass(slots=True)
 class _Prompt:
-    """Rendered messages, their digest, and the steps that they were rendered from."""
+    """Rendered messages and the steps that they were rendered from.
+
+    `digest` is of the messages, `simulated` of the reference too, which simulated agents read.
+    """
 
     messages: list[Message]
-    digest: bytes
     parents: tuple[int, ...]
+    digest: bytes
+    simulated: bytes
 
 
 class _Game:
@@ -139,16 +143,21 @@ class _Game:
         self._index: dict[int, int] = {}  # id of a reply -> its step; the steps keep replies alive
         self._prompts: dict[tuple[str, tuple[int, ...]], _Prompt] = {}
         self._asked: dict[tuple[bytes, bytes], int] = {}
-        self._spent = Cost()
+        self._spent = Cost()  # counted under an allowance only
 
     async def answer(self, requests: list[Request], allowance: Allowance | None) -> bool:
         """Append the steps of a batch; False where the allowance ran out."""
         for chunk in self._chunks(requests, allowance):
             runs = [self._step(*self._draw(request)) for request in chunk]
-            for step in [await runs[0]] if len(runs) == 1 else await gather_all(runs):
-                self._append(step)
-            if allowance is not None and self._spent.spent(allowance.unit) > allowance.limit:
-                return False
+            steps = [await runs[0]] if len(runs) == 1 else await gather_all(runs)
+            for step in steps:
+                self._index[id(step.reply)] = len(self.trajectory.steps)
+                self.trajectory.steps.append(step)
+            if allowance is not None:
+                for step in steps:
+                    self._spent.add(step.cost)
+                if self._spent.spent(allowance.unit) > allowance.limit:
+                    return False
         return True
 
     def _chunks(self, requests: list[Request], allowance: Allowance | None) -> Iterator[list[Request]]:
@@ -164,19 +173,12 @@ class _Game:
             yield requests[start : start + size]
             start += size
 
-    def _append(self, step: Step) -> None:
-        self._index[id(step.reply)] = len(self.trajectory.steps)
-        self.trajectory.steps.append(step)
-        self._spent.add(step.cost)
-
     def _draw(self, request: Request) -> tuple[Draw, _Prompt]:
         """Give a request its identity."""
         player, problem = self._player, self._problem
         prompt = self._prompt(request)
         agent = player.sampler.agent_digests[request.agent]
-        asked = prompt.digest
-        if request.agent in player.sampler.simulated:  # it reads the reference too
-            asked = digest(asked, encode(str(problem.reference)))
+        asked = prompt.simulated if request.agent in player.sampler.simulated else prompt.digest
         occurrence = self._asked.get((agent, asked), 0)
         self._asked[agent, asked] = occurrence + 1
         seed = player.seed
@@ -195,16 +197,14 @@ class _Game:
                     raise MethodError(f"the method gave a failed reply ({parent.failure}) as a parent")
             drafts = [parent.text for parent in request.parents]
             messages = self._player.task.render(self._problem, request.template, drafts)
-            prompt = _Prompt(messages, digest(canonical(messages)), parents)
+            asked = digest(canonical(messages))
+            simulated = digest(asked, encode(str(self._problem.reference)))
+            prompt = _Prompt(messages, parents, asked, simulated)
             self._prompts[request.template, parents] = prompt
         return prompt
 
     async def _step(self, draw: Draw, prompt: _Prompt) -> Step:
-        sampler = self._player.sampler
-        sample = await sampler.sample(draw)
-        score = None
-        if sample.failure is None:
-            score = await sampler.score(self._problem, sample.text)
+        sample, score = await self._player.sampler.answer(draw)
         reward = -math.inf if score is None else score.reward
         reply = Reply(draw.request, sample.text, reward, sample.usage, sample.failure)
         scored = 0 if score is None else score.tokens

@@ -11,28 +11,32 @@ agents differ in what they can solve. A refinement of a draft of quality q has q
 
 and an aggregation is a refinement, with `aggregate_gain`, of the drafts' mean moved by `focus`
 towards the best of them. The text states the quality, so that a simulated reward and later
-refinements can read it. All of it is a pure function of the draw.
+refinements can read it. All of it is a pure function of the draw: chance is read off digests.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from random import Random
+from statistics import NormalDist
 from typing import Any
 
 from toa_exp.build import call
 from toa_exp.core import Problem, Usage
-from toa_exp.draws import Draw, Sample
+from toa_exp.draws import Draw, Sample, encode
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput
 
 _QUALITY = re.compile(r"^Simulated quality: (-?\d+\.\d+)$", re.M)
 _WRONG_ANSWERS = 8
 _CHARACTERS_PER_TOKEN = 4
+_NUMBERS = struct.Struct("<4Q")
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +66,23 @@ class Simulator:
 
     def __init__(self, agents: Mapping[str, Agent]) -> None:
         self.agents = agents
-        self._noise = Random()  # seeded anew for every draw
         self._profiles = {name: _profile(agent) for name, agent in agents.items()}
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw, the same whenever and wherever it is drawn."""
         agent = draw.request.agent
         profile = self._profiles[agent]
-        noise = self._noise
-        noise.seed(draw.sampling_seed)
-        prompt_tokens = sum(len(m["content"]) for m in draw.messages) // _CHARACTERS_PER_TOKEN + 1
-        if profile.failure_rate and noise.random() < profile.failure_rate:
+        failing, better, longer, wronger = _chances(draw.key)
+        prompt_tokens = (
+            sum([len(message["content"]) for message in draw.messages]) // _CHARACTERS_PER_TOKEN + 1
+        )
+        if failing < profile.failure_rate:
             usage = Usage(prompt_tokens, 0)
             return Sample("", usage, prompt_tokens / profile.tokens_per_second, "simulated")
-        quality = _quality(draw, profile, noise)
-        length = profile.tokens * math.exp(profile.tokens_spread * noise.gauss(0.0, 1.0))
+        quality = _quality(draw, profile, _NORMAL.inv_cdf(better))
+        length = profile.tokens * math.exp(profile.tokens_spread * _NORMAL.inv_cdf(longer))
         completion_tokens = min(int(length) + 1, self.agents[agent].sampling["max_tokens"])
-        text = f"Simulated quality: {quality:.6f}\nAnswer: {_answer(draw.problem, quality, noise)}"
+        text = f"Simulated quality: {quality:.6f}\nAnswer: {_answer(draw.problem, quality, wronger)}"
         seconds = completion_tokens / profile.tokens_per_second
         return Sample(text, Usage(prompt_tokens, completion_tokens), seconds)
 
@@ -106,11 +110,17 @@ def _profile(agent: Agent) -> Profile:
     return call(Profile, agent.options, f"ensemble.agents.{agent.name}.options")
 
 
-def _quality(draw: Draw, profile: Profile, noise: Random) -> float:
+def _chances(source: bytes) -> list[float]:
+    """Four uniform, independent numbers, above 0 and below 1, that the source alone decides."""
+    numbers = _NUMBERS.unpack(hashlib.blake2b(source, digest_size=_NUMBERS.size).digest())
+    return [((number >> 12) + 0.5) / 2**52 for number in numbers]
+
+
+def _quality(draw: Draw, profile: Profile, noise: float) -> float:
     difficulty = _difficulty(draw.problem.id)
     affinity = _affinity(draw.agent, draw.problem.id)
     fresh = profile.skill - difficulty + profile.affinity * affinity
-    fresh += profile.spread * noise.gauss(0.0, 1.0)
+    fresh += profile.spread * noise
     drafts = [quality_of(parent.text) for parent in draw.request.parents]
     if not drafts:
         return fresh
@@ -122,19 +132,19 @@ def _quality(draw: Draw, profile: Profile, noise: Random) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def _difficulty(problem: str) -> float:
-    return Random(f"difficulty/{problem}").gauss(0.0, 1.0)
+    return _NORMAL.inv_cdf(_chances(encode(f"difficulty/{problem}"))[0])
 
 
 @functools.lru_cache(maxsize=4096)
 def _affinity(agent: bytes, problem: str) -> float:
-    return Random(f"affinity/{agent.hex()}/{problem}").gauss(0.0, 1.0)
+    return _NORMAL.inv_cdf(_chances(encode(f"affinity/{agent.hex()}/{problem}"))[0])
 
 
-def _answer(problem: Problem, quality: float, noise: Random) -> Any:
+def _answer(problem: Problem, quality: float, chance: float) -> Any:
     """The reference where the quality is above 0, else one of a few wrong answers, near ones first."""
     if quality > 0:
         return problem.reference if problem.reference is not None else "right"
-    off = min(int(noise.expovariate(0.5)) + 1, _WRONG_ANSWERS)
+    off = min(int(-2.0 * math.log(chance)) + 1, _WRONG_ANSWERS)  # exponential, of mean 2
     try:
         return int(str(problem.reference).replace(",", "")) + off
     except ValueError:

@@ -18,7 +18,6 @@ from toa_exp.engines import loading
 from toa_exp.ensemble import folder_digest, model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
 
-
 if TYPE_CHECKING:
     import torch
 
