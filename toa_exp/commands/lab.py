@@ -1,4 +1,4 @@
-"""The lab's models: toa-exp lab train|card task=math.
+"""The lab's models: toa-exp lab train|card task=lab_math.
 
 train rebuilds agents and reward models of a task from a seed, stage by stage; rerun it to go on
 after the last finished one. card prints what the models can do: the agents' skills afresh and in
@@ -17,8 +17,6 @@ from toa_exp.app import launch, positional
 from toa_exp.errors import BadInput, choose
 from toa_exp.labels import LAB_WEIGHTS
 
-TASKS = ["math", "translation", "instructions"]
-
 
 def main(arguments: list[str]) -> int:
     """The command's exit status."""
@@ -29,8 +27,10 @@ def _lab(config: DictConfig) -> None:
     actions = {"train": _train, "card": _card}
     if config.action not in actions:
         raise choose("action", config.action, list(actions))
-    if config.task not in TASKS:
-        raise choose("task", config.task, TASKS)
+    if "domain" not in config.task:
+        raise BadInput(
+            "the lab has models for its own tasks: task=lab_math, lab_translation, lab_instructions"
+        )
     import torch
 
     torch.set_num_threads(1)  # at this size more threads only wait for each other
@@ -46,16 +46,18 @@ def _train(config: DictConfig) -> None:
 
     if config.to is None:
         raise BadInput("give to=<folder> for the models; runs use them with ensemble.weights=<folder>")
-    work = Path(config.work or Path(config.to) / "stages") / config.task
-    Recipe(PLANS[config.task], work, config.seed, config.effort).build(Path(config.to) / config.task)
-    print(f"models in {Path(config.to) / config.task}; use them with ensemble.weights={config.to}")
+    domain = config.task.domain
+    work = Path(config.work or Path(config.to) / "stages") / domain
+    Recipe(PLANS[domain], work, config.seed, config.effort).build(Path(config.to) / domain)
+    print(f"models in {Path(config.to) / domain}; use them with ensemble.weights={config.to}")
 
 
 def _card(config: DictConfig) -> None:
     from toa_exp.lab.card import card, shown
 
     weights = LAB_WEIGHTS if config.weights is None else Path(config.weights)
-    made = card(config.task, weights / config.task, config.parts, config.problems, config.seed)
+    task = config.task
+    made = card(task.domain, weights / task.domain, task.parts, task.problems, config.seed)
     if config.out is not None:
         Path(config.out).write_text(json.dumps(made, indent=1) + "\n")
     print(shown(made))

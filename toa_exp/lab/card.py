@@ -68,11 +68,11 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
 
 
 def _rewards(weights: Path) -> Iterable[tuple[str, ModelReward]]:
-    yield "reward", Process(model=str(weights / "reward"), separator=SEPARATOR, max_batch=64)
+    yield "process", Process(model=str(weights / "reward"), separator=SEPARATOR, max_batch=64)
     yield "judge", Classifier(model=str(weights / "judge"), max_batch=64)
-    yield "weak", Likelihood(model=str(weights / "ben"), separator=SEPARATOR, max_batch=64)
-    if (weights / "teacher").is_dir():
-        yield "teacher", Likelihood(model=str(weights / "teacher"), separator=SEPARATOR, max_batch=64)
+    for name in ("teacher", *AGENTS):
+        if (weights / name).is_dir():
+            yield name, Likelihood(model=str(weights / name), separator=SEPARATOR, max_batch=64)
 
 
 def _draw(

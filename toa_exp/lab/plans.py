@@ -24,7 +24,9 @@ AGENTS = ("ada", "ben", "cleo", "dan")
 class Plan:
     """A task: `strengths` are the agents' skills, in their order.
 
-    X"""
+    Training problems have `span` parts, from the fewest to the most; `steps` are the teacher's optimiser
+    steps and `lessons` those in which an agent learns to refine.
+    """
 
     domain: Domain
     strengths: tuple[str, ...]
@@ -32,6 +34,7 @@ class Plan:
     shape: Callable[[int], Shape]
     span: tuple[int, int] = (2, 8)
     steps: int = 1800
+    lessons: int = 320
 
     @property
     def personas(self) -> list[Persona]:
@@ -47,6 +50,7 @@ PLANS = {
         partial(tokenizer.pieces, Translation(), 384),
         partial(Shape, width=96, inner=128, heads=3),
         steps=1500,
+        lessons=800,
     ),
     "instructions": Plan(
         Instructions(),
@@ -54,5 +58,6 @@ PLANS = {
         partial(tokenizer.pieces, Instructions(), 512),
         partial(Shape, width=96, inner=128, heads=3),
         steps=1500,
+        lessons=800,
     ),
 }

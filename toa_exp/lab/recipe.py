@@ -40,7 +40,6 @@ from toa_exp.lab.training import (
 from toa_exp.lab.writer import Writer
 
 FIRST = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
-LESSONS = Schedule(320, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
 CRITIC = Schedule(1500, tokens=1536)
 
 log = logging.getLogger(__name__)
@@ -96,7 +95,9 @@ class Recipe:
         attempts = self.attempts("attempts", first, 1500, rounds=0)
         for p in plan.personas:
             examples = lessons(plan.domain, writer, p, plan.span, attempts, seed)
-            finished[p.name] = self._pupil(p.name, first[p.name], examples, LESSONS)
+            finished[p.name] = self._pupil(
+                p.name, first[p.name], examples, replace(FIRST, steps=plan.lessons)
+            )
         return finished
 
     def attempts(self, name: str, agents: Mapping[str, Network], count: int, rounds: int) -> Attempts:

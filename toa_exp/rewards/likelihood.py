@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from toa_exp.rewards.model import ModelReward, Source, load, precise
-from toa_exp.rewards.steps import StepChat, StepEncoder
+from toa_exp.rewards.steps import Scale, StepChat, StepEncoder
 
 
 class Likelihood(ModelReward):
     """Steps of an answer weighed by their log-probability under a causal language model.
 
     A step of log-probability l (the sum over its tokens, in nats) counts as the logistic function of
-    `slope` x (l + `offset`), and the score is the mean over steps, in [0, 1]. Steps end with a match
+    `slope` x (l + `offset`), and what is scored is the mean over steps. Steps end with a match
     of the regular expression `separator`; the last one includes what closes the answer, so that one
-    that breaks off is unlikely. An empty answer scores 0. A strong generalist so verifies what it
-    could have written, without any training; of two right wordings it prefers its own. The other
-    fields are those of `rewards.model.Source`.
+    that breaks off is unlikely. An empty answer has 0. `unit` and `scale` are as those of
+    `rewards.process.Process`. A strong generalist so verifies what it could have written, without any
+    training; of two right wordings it prefers its own. The other fields are those of
+    `rewards.model.Source`.
     """
 
     def __init__(
@@ -29,6 +32,8 @@ class Likelihood(ModelReward):
         separator: str = "\n",
         slope: float = 1.5,
         offset: float = 2.0,
+        unit: str = "probability",
+        scale: float = 1.0,
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -40,26 +45,31 @@ class Likelihood(ModelReward):
         source = Source(model, revision, device, dtype, max_batch, max_length, architecture)
         source.check()
         self.shape = source.shape(output_head=True)
+        self._scale = Scale(unit, scale)
         self._separator, self._slope, self._offset = separator, slope, offset
         super().__init__(source, self._reader)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The model, and how steps are found and weighed."""
         settings = {"separator": self._separator, "slope": self._slope, "offset": self._offset}
-        return {"reward": "likelihood", **self._source.fingerprint(), **settings}
+        return {"reward": "likelihood", **self._source.fingerprint(), **settings, **asdict(self._scale)}
 
     def _reader(self, source: Source) -> tuple[_Reader, Any, Any]:
         tokenizer, model = load(source, "AutoModelForCausalLM")
-        return _Reader(tokenizer, model, self._separator, self._slope, self._offset), model, tokenizer
+        weigh = partial(_logistic, self._slope, self._offset)
+        return _Reader(tokenizer, model, self._separator, weigh, self._scale), model, tokenizer
 
 
 class _Reader:
     """One forward pass over the chats, padded on the right, which no causal model sees."""
 
-    def __init__(self, tokenizer: Any, model: Any, separator: str, slope: float, offset: float) -> None:
+    def __init__(
+        self, tokenizer: Any, model: Any, separator: str, weigh: Callable[[float], float], scale: Scale
+    ) -> None:
         self.encode = StepEncoder(tokenizer, separator)
         self._model = model
-        self._slope, self._offset = slope, offset
+        self._weigh = weigh
+        self._scale = scale
 
     def rewards(self, chats: Sequence[StepChat]) -> list[float]:
         import torch
@@ -77,11 +87,12 @@ class _Reader:
 
     def _reward(self, chat: StepChat, sums: list[float]) -> float:
         if not chat.ends:
-            return 0.0
+            return self._scale(0.0)
         ends = [chat.start - 1, *chat.ends[:-1], len(chat.ids) - 1]
         steps = [sums[end] - sums[before] for before, end in pairwise(ends)]
-        return sum(_logistic(self._slope * (step + self._offset)) for step in steps) / len(steps)
+        return self._scale(sum(map(self._weigh, steps)) / len(steps))
 
 
-def _logistic(value: float) -> float:
+def _logistic(slope: float, offset: float, log_probability: float) -> float:
+    value = slope * (log_probability + offset)
     return 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0

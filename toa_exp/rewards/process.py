@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from toa_exp.errors import BadInput, choose
 from toa_exp.rewards.model import ModelReward, Source, load, precise
-from toa_exp.rewards.steps import StepChat, StepEncoder
+from toa_exp.rewards.steps import Scale, StepChat, StepEncoder
 
 AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": lambda steps: sum(steps) / len(steps),
@@ -16,8 +17,6 @@ AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
     "product": math.prod,
     "last": lambda steps: steps[-1],
 }
-UNITS = ["probability", "log_odds"]
-_NEAREST = 1e-6  # to 0 and 1 that a probability counts as, so that log-odds are finite
 
 
 class Process(ModelReward):
@@ -25,10 +24,11 @@ class Process(ModelReward):
 
     A model of the kind AutoModelForTokenClassification is read at the last token of each step, which
     ends with a match of the regular expression `separator`. With one output the probability is its
-    logistic function, with two the softmax's second; an empty answer has probability 0. `aggregation` is mean, min, product or last
-    (Lightman et al. 2023 take the product, Wang et al. 2024 the minimum). `unit` probability gives
-    scores in [0, 1], log_odds their logit, which TOA's normalisation turns back into the probability
-    where tau is 1. Scores are multiplied by `scale`. The other fields are those of `rewards.model.Source`.
+    logistic function, with two the softmax's second; an empty answer has probability 0.
+    `aggregation` is mean, min, product or last (Lightman et al. 2023 take the product, Wang et al.
+    2024 the minimum). `unit` probability gives scores in [0, 1], log_odds their logit, which TOA's
+    normalisation turns back into the probability where tau is 1. Scores are multiplied by `scale`.
+    The other fields are those of `rewards.model.Source`.
     """
 
     def __init__(
@@ -49,36 +49,26 @@ class Process(ModelReward):
     ) -> None:
         if aggregation not in AGGREGATIONS:
             raise choose("reward.aggregation", aggregation, list(AGGREGATIONS))
-        if unit not in UNITS:
-            raise choose("reward.unit", unit, UNITS)
         source = Source(model, revision, device, dtype, max_batch, max_length, architecture)
         source.check()
         self.shape = source.shape(output_head=False)
-        if scale <= 0:
-            raise BadInput(f"reward.scale={scale} must be above 0")
-        self._settings: dict[str, Any] = {
-            "separator": separator,
-            "aggregation": aggregation,
-            "unit": unit,
-            "scale": scale,
-        }
+        self._scale = Scale(unit, scale)
+        self._settings = {"separator": separator, "aggregation": aggregation}
         super().__init__(source, self._reader)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The model, and how steps are found and aggregated."""
-        return {"reward": "process", **self._source.fingerprint(), **self._settings}
+        return {"reward": "process", **self._source.fingerprint(), **self._settings, **asdict(self._scale)}
 
     def _reader(self, source: Source) -> tuple[_Reader, Any, Any]:
         tokenizer, model = load(source, "AutoModelForTokenClassification")
-        return _Reader(tokenizer, model, **self._settings), model, tokenizer
+        return _Reader(tokenizer, model, self._scale, **self._settings), model, tokenizer
 
 
 class _Reader:
     """One forward pass over the chats, padded on the right, which no causal model sees."""
 
-    def __init__(
-        self, tokenizer: Any, model: Any, *, separator: str, aggregation: str, unit: str, scale: float
-    ) -> None:
+    def __init__(self, tokenizer: Any, model: Any, scale: Scale, *, separator: str, aggregation: str) -> None:
         if model.config.num_labels > 2:
             raise BadInput(
                 f"reward: a process reward model has one output or two, this has {model.config.num_labels}"
@@ -86,7 +76,6 @@ class _Reader:
         self.encode = StepEncoder(tokenizer, separator)
         self._model = model
         self._aggregate = AGGREGATIONS[aggregation]
-        self._log_odds = unit == "log_odds"
         self._scale = scale
 
     def rewards(self, chats: Sequence[StepChat]) -> list[float]:
@@ -103,8 +92,4 @@ class _Reader:
         return [self._reward(row[chat.ends].tolist()) for row, chat in zip(right.cpu(), chats, strict=True)]
 
     def _reward(self, steps: list[float]) -> float:
-        reward = self._aggregate(steps) if steps else 0.0
-        if self._log_odds:
-            reward = min(max(reward, _NEAREST), 1.0 - _NEAREST)
-            reward = math.log(reward / (1.0 - reward))
-        return self._scale * reward
+        return self._scale(self._aggregate(steps) if steps else 0.0)

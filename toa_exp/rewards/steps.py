@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from toa_exp.engines import loading
-from toa_exp.errors import BadInput
+from toa_exp.errors import BadInput, choose
+
+UNITS = ["probability", "log_odds"]
+_NEAREST = 1e-6  # to 0 and 1 that a probability counts as, so that log-odds are finite
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What a probability is shown as: itself or its log-odds (`unit`), times `scale`."""
+
+    unit: str
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise choose("reward.unit", self.unit, UNITS)
+        if self.scale <= 0:
+            raise BadInput(f"reward.scale={self.scale} must be above 0")
+
+    def __call__(self, probability: float) -> float:
+        """The score that stands for a probability."""
+        if self.unit == "probability":
+            return self.scale * probability
+        inside = min(max(probability, _NEAREST), 1.0 - _NEAREST)
+        return self.scale * math.log(inside / (1.0 - inside))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,43 @@
+"""Runs of the lab's models from the command line."""
+
+from pathlib import Path
+
+import pytest
+from helpers import cli
+
+pytestmark = pytest.mark.slow
+SMALL = ["experiment=lab", "task.problems=6", "budget.samples=[4,8]", "tracking.mode=disabled"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a study reports, by path: curves and figures."""
+    found = [*folder.rglob("curve.csv"), *folder.rglob("*.svg"), *folder.rglob("comparison.csv")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("task", ["lab_math", "lab_translation", "lab_instructions"])
+def test_the_figures_are_the_same_at_another_concurrency_and_on_rerun(task: str, tmp_path: Path) -> None:
+    made = []
+    for name, concurrency in (("wide", 64), ("narrow", 2), ("wide", 64)):
+        arguments = [*SMALL, f"task={task}", f"concurrency={concurrency}", f"results={tmp_path / name}"]
+        run = cli("run", *arguments, "method=moa,sequential,toa", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        folder = tmp_path / name / "lab"
+        assert cli("figures", str(folder), cwd=tmp_path).returncode == 0
+        compared = cli("compare", str(folder), cwd=tmp_path)
+        assert compared.returncode == 0, compared.stderr
+        made.append(files(folder))
+    assert len(made[0]) == 3 + 3 + 2  # curves, their own figures, the shared figure and the comparison
+    assert made[0] == made[1] == made[2]
+
+
+def test_another_task_is_told_what_the_labs_models_answer(tmp_path: Path) -> None:
+    run = cli("run", "task=simulated", "ensemble=lab", "method=toa", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "choose task=lab_math" in run.stderr
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    run = cli("run", *SMALL[1:], "task=lab_math", "ensemble=lab", "ensemble.weights=nowhere", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "nowhere/math" in run.stderr
