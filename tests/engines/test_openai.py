@@ -137,6 +137,21 @@ def test_a_prompt_over_the_window_is_a_failure_of_its_own(message):
     assert (sample.text, sample.usage, sample.failure) == ("", Usage(0, 0), "context_window")
 
 
+def test_a_prompt_that_leaves_less_room_than_max_tokens_is_asked_for_what_is_left():
+    def respond(asked: Asked) -> Answer:
+        if asked.body["max_tokens"] > 16:
+            return refusal(
+                "This model's maximum context length is 4096 tokens. However, you requested 4120 tokens "
+                "(4080 in the messages, 40 in the completion)."
+            )
+        return OK
+
+    (sample,), asked = ask(respond)
+    assert sample.text == "4" and [request.body["max_tokens"] for request in asked] == [40, 16]
+    (sample,), asked = ask(refusal("maximum context length is 64 tokens, your request has 60 input tokens"))
+    assert sample.failure == "context_window" and len(asked) == 2
+
+
 @pytest.mark.parametrize(
     ("answer", "failure", "usage"),
     [
@@ -391,6 +406,16 @@ def test_a_refusal_halves_the_limit_once_for_all_that_were_sent_before():
         assert one.limit == 2.5
         one.failed(Refused("no"), sent=7.0, now=8.0)
         assert one.limit == 1.25 and one.resume_at == 9.0  # the row of refusals was broken
+
+    in_loop(work)
+
+
+def test_a_server_that_asks_for_no_wait_is_not_stormed():
+    def work() -> None:
+        one = endpoint()
+        for turn in range(3):
+            one.failed(Refused("no", wait=0.0), sent=10.0 * turn, now=10.0 * turn)
+        assert one.resume_at == 24.0
 
     in_loop(work)
 

@@ -34,6 +34,8 @@ _FILTER = re.compile(
     r"|content management policy|requires moderation",
     re.IGNORECASE,
 )
+_WINDOW_SIZE = re.compile(r"maximum context length is (\d+) tokens")
+_PROMPT_SIZE = re.compile(r"(\d+) (?:input tokens|in the messages|in your prompt|of text input)")
 _NO_CREDIT = re.compile(r"insufficient_quota|insufficient[ _](balance|credits?)", re.IGNORECASE)
 _MASKED = re.compile(r"\S*\*{3,}\S*")  # what servers leave of a key that they quote
 
@@ -81,6 +83,16 @@ def read(status: int, headers: Mapping[str, str], content: bytes, asked: Asked, 
     _complain(status, headers, message, asked)
 
 
+def room_left(status: int, content: bytes) -> int | None:
+    """Tokens that an answer may still have, where a prompt was refused for asking for more of them."""
+    text = _decoded(content)
+    window, prompt = _WINDOW_SIZE.search(text), _PROMPT_SIZE.search(text)
+    if _failure(status, text) != "context_window" or window is None or prompt is None:
+        return None
+    room = int(window[1]) - int(prompt[1])
+    return room if room > 0 else None
+
+
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
     """Seconds that a Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date), or None."""
     if value is None:
@@ -106,10 +118,10 @@ def _completion(body: Any, content: bytes, asked: Asked, seconds: float) -> Samp
         reasoning = message.get("reasoning_content") or message.get("reasoning")
     except (TypeError, KeyError, IndexError, AttributeError):
         raise Unavailable(
-            f"{asked} answered with no chat completion: {_shorten(_decoded(content), asked)!r}"
+            f"{asked} answered with no chat completion: {shorten(_decoded(content), asked)!r}"
         ) from None
     if reason == "error":
-        raise Unavailable(f"{asked} broke off its answer: {_shorten(json.dumps(choice), asked)}")
+        raise Unavailable(f"{asked} broke off its answer: {shorten(json.dumps(choice), asked)}")
     usage = _usage(body.get("usage"), text or "", asked)
     if reason == "content_filter":
         return Sample("", usage, seconds, "content_filter")
@@ -173,22 +185,21 @@ def _complain(status: int, headers: Mapping[str, str], message: str, asked: Aske
 
 def _message(body: Any, content: bytes, asked: Asked) -> str:
     """The server's own words, shortened, without the key."""
-    found = body
-    for name in ("error", "message"):
-        if isinstance(found, dict):
-            found = found.get(name) or found.get("detail") or found
-    code = found.get("code") if isinstance(found, dict) else None
-    error = body.get("error") if isinstance(body, dict) else None
-    code = error.get("code") if isinstance(error, dict) else code
-    text = found if isinstance(found, str) else json.dumps(found) if found else _decoded(content)
-    return _shorten(f"{code}: {text}" if isinstance(code, str) else text, asked)
+    error = body.get("error") or body if isinstance(body, dict) else body
+    code, text = None, error
+    if isinstance(error, dict):
+        code, text = error.get("code"), error.get("message") or error.get("detail") or json.dumps(error)
+    if not isinstance(text, str):
+        text = _decoded(content)
+    return shorten(f"{code}: {text}" if isinstance(code, str) else text, asked)
 
 
 def _decoded(content: bytes) -> str:
     return content.decode("utf-8", "replace")
 
 
-def _shorten(text: str, asked: Asked) -> str:
+def shorten(text: str, asked: Asked) -> str:
+    """Text from outside as an error may show it: one short line without keys."""
     if asked.key:
         text = text.replace(asked.key, REMOVED)
     text = _MASKED.sub(REMOVED, str(without_secrets(" ".join(text.split()))))

@@ -35,8 +35,8 @@ class Limits:
     """How the number of requests under way at an endpoint is found.
 
     It starts at `start` and is `most` at most. `pause` are the seconds without new requests after a
-    refusal, doubling with each further one; an endpoint that asks for more than `longest_wait`
-    seconds is given up.
+    refusal, doubling with each further one, or more where the endpoint asks for it; one that asks for
+    more than `longest_wait` seconds is given up.
     """
 
     start: int
@@ -133,9 +133,8 @@ class Endpoint:
             self.limit = max(1.0, self.limit / 2)
             self._growing = False
             self._cut_at = now
-        if wait is None:
-            wait = min(_LONGEST_PAUSE, self.limits.pause * 2 ** (self._failures - 1))
-        self._rest(wait, now)
+        pause = min(_LONGEST_PAUSE, self.limits.pause * 2 ** min(self._failures - 1, 16))
+        self._rest(max(pause, wait or 0.0), now)  # a server that always asks for 0 s is not stormed
         if self.down(now):
             self._turn_away(str(error), now)
 

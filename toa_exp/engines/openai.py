@@ -23,7 +23,7 @@ from aiohttp import (
 from yarl import URL
 
 from toa_exp.draws import Draw, Sample
-from toa_exp.engines.completions import Asked, read
+from toa_exp.engines.completions import Asked, read, room_left, shorten
 from toa_exp.engines.connection import connect, key_of
 from toa_exp.engines.endpoints import Endpoint, Limits, Refused, enter
 from toa_exp.ensemble import Agent
@@ -40,6 +40,7 @@ class _Route:
     endpoints: Sequence[Endpoint]
     fields: Mapping[str, Any]
     seeded: bool
+    token_limit: str
     timeout: ClientTimeout
     seconds: float
     key_env: str | None
@@ -99,11 +100,14 @@ class OpenAI:
         if route.seeded:
             # 31 bits: some servers keep the seed in 32, and others read numbers as floats.
             fields["seed"] = draw.sampling_seed >> 32
-        body = json.dumps(fields).encode()
         with await enter(route.endpoints, route.seconds) as visit:
             url = visit.endpoint.url
             asked = Asked(route.agent.name, route.agent.model, url, route.key_env, route.key)
-            status, headers, content = await self._post(self._urls[url], route, body, asked)
+            status, headers, content = await self._post(self._urls[url], route, fields, asked)
+            if status == 400 and (room := room_left(status, content)) is not None:
+                # The prompt fits, as it would in a local engine, but not with max_tokens behind it.
+                fields[route.token_limit] = min(room, fields[route.token_limit])
+                status, headers, content = await self._post(self._urls[url], route, fields, asked)
             return read(status, headers, content, asked, visit.seconds())
 
     async def close(self) -> None:
@@ -113,7 +117,7 @@ class OpenAI:
             await session.close()
 
     async def _post(
-        self, target: _Target, route: _Route, body: bytes, asked: Asked
+        self, target: _Target, route: _Route, fields: Mapping[str, Any], asked: Asked
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of the response. Raises Refused or Unavailable without one."""
         if self._session is None:  # sessions belong to the loop that is running
@@ -122,7 +126,7 @@ class OpenAI:
         try:
             async with self._session.post(
                 target.url,
-                data=body,
+                data=json.dumps(fields).encode(),
                 headers=route.headers,
                 timeout=route.timeout,
                 proxy=target.proxy,
@@ -132,10 +136,11 @@ class OpenAI:
         except TimeoutError:
             raise Refused(f"{asked} gave no answer within {route.seconds:g} s") from None
         except ClientConnectorError as error:
-            raise Refused(f"{asked} cannot be reached: {error.os_error or error}") from None
+            raise Refused(f"{asked} cannot be reached: {shorten(str(error), asked)}") from None
         except (ClientError, OSError) as error:
             # No `from error`: it may hold the request's headers.
-            raise Unavailable(f"{asked} broke the connection: {error or type(error).__name__}") from None
+            what = shorten(str(error) or type(error).__name__, asked)
+            raise Unavailable(f"{asked} broke the connection: {what}") from None
 
     def _route(self, agent: Agent, shared: Mapping[str, Any]) -> _Route:
         connection = connect(agent, shared)
@@ -144,15 +149,16 @@ class OpenAI:
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         return _Route(
-            agent,
-            [self._endpoint(url, connection.key_env) for url in connection.urls],
-            connection.fields(agent),
-            "seed" not in connection.omit,
-            ClientTimeout(total=connection.timeout, connect=connection.connect_timeout),
-            connection.timeout,
-            connection.key_env,
-            key,
-            headers,
+            agent=agent,
+            endpoints=[self._endpoint(url, connection.key_env) for url in connection.urls],
+            fields=connection.fields(agent),
+            seeded="seed" not in connection.omit,
+            token_limit=connection.token_limit,
+            timeout=ClientTimeout(total=connection.timeout, connect=connection.connect_timeout),
+            seconds=connection.timeout,
+            key_env=connection.key_env,
+            key=key,
+            headers=headers,
         )
 
     def _endpoint(self, url: str, key_env: str | None) -> Endpoint:
