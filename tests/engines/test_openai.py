@@ -137,6 +137,20 @@ def test_a_prompt_over_the_window_is_a_failure_of_its_own(message):
     assert (sample.text, sample.usage, sample.failure) == ("", Usage(0, 0), "context_window")
 
 
+def test_an_endpoint_that_is_silent_for_long_is_given_up_until_it_answers():
+    async def work() -> None:
+        one = endpoint()
+        now = time.monotonic()
+        for age in (90.0, 50.0, 0.0):
+            one.failed(Refused("no"), sent=now - age, now=now - age)
+        with pytest.raises(Permanent, match=r"no answer for 90 s, more than engine\.longest_wait=60"):
+            await enter([one], 1.0)
+        one.answered(in_time=True)
+        assert one.given_up(now) is None
+
+    asyncio.run(work())
+
+
 def test_a_prompt_that_leaves_less_room_than_max_tokens_is_asked_for_what_is_left():
     def respond(asked: Asked) -> Answer:
         if asked.body["max_tokens"] > 16:

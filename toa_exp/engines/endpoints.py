@@ -36,7 +36,7 @@ class Limits:
 
     It starts at `start` and is `most` at most. `pause` are the seconds without new requests after a
     refusal, doubling with each further one, or more where the endpoint asks for it; one that asks for
-    more than `longest_wait` seconds is given up.
+    more than `longest_wait` seconds, or gives no answer for so long, is given up.
     """
 
     start: int
@@ -72,6 +72,7 @@ class Endpoint:
         self.limits = limits
         self._growing = True  # by one an answer, until the first refusal
         self._failures = 0  # since the last answer
+        self._failing_since = math.inf
         self._cut_at = -math.inf
         self._waiting: deque[_Waiter] = deque()
         self._busy = 0.0
@@ -89,6 +90,15 @@ class Endpoint:
     def down(self, now: float) -> bool:
         """Whether waiting for this endpoint is of no use for now."""
         return self._failures >= _DOWN or self.resume_at - now > self.limits.longest_wait
+
+    def given_up(self, now: float) -> str | None:
+        """Why nothing is to be expected of this endpoint any more, or None."""
+        rest, silence = self.resume_at - now, now - self._failing_since
+        if rest > self.limits.longest_wait:
+            return f"asks to wait {rest:.0f} s"
+        if rest > 0 and self._failures >= _DOWN and silence > self.limits.longest_wait:
+            return f"has given no answer for {silence:.0f} s"
+        return None
 
     def begin(self, now: float, timeout: float) -> Visit:
         """Take a place."""
@@ -116,12 +126,14 @@ class Endpoint:
     def answered(self, *, in_time: bool) -> None:
         """Take note of an answer."""
         self._failures = 0
+        self._failing_since = math.inf
         if in_time and self.in_flight > self.limit / 2:  # else the limit was not put to the test
             step = 1.0 if self._growing else 1.0 / self.limit
             self.limit = min(float(self.limits.most), self.limit + step)
 
     def failed(self, error: Unavailable, sent: float, now: float) -> None:
         """Take note of a fault, or of a refusal (`Refused`), of a request sent at `sent`."""
+        self._failing_since = min(self._failing_since, now)
         wait = error.wait if isinstance(error, Refused) else None
         if wait is None and sent < self._cut_at:
             return
@@ -198,18 +210,18 @@ async def enter(endpoints: Sequence[Endpoint], timeout: float) -> Visit:
     """A place at the least loaded of the endpoints, as soon as one has room.
 
     Raises Unavailable where all of them are down by the time that a place would be given, and
-    Permanent where all ask for a longer wait than they are granted.
+    Permanent where all are given up.
     """
     now = time.monotonic()
     free = [endpoint for endpoint in endpoints if endpoint.free(now)]
     if free:
         return min(free, key=lambda endpoint: endpoint.load).begin(now, timeout)
-    first = min(endpoints, key=lambda endpoint: endpoint.resume_at)
-    rest, longest = first.resume_at - now, first.limits.longest_wait
-    if rest > longest:
+    reasons = [endpoint.given_up(now) for endpoint in endpoints]
+    if all(reasons):
+        longest = endpoints[0].limits.longest_wait
         raise Permanent(
-            f"{first.url} asks to wait {rest:.0f} s, which is more than engine.longest_wait={longest:g}; run "
-            f"again then, or allow for it"
+            f"{endpoints[0].url} {reasons[0]}, more than engine.longest_wait={longest:g}; run again when "
+            f"it is there, or allow for more"
         )
     waiter = _Waiter(endpoints, timeout)
     for endpoint in endpoints:

@@ -54,8 +54,9 @@ class OpenAI:
     The connection's fields are those of `Connection`; an agent's `options` override them. Between
     `start` and `most` requests are under way at an endpoint at once, as many as it answers in time
     (see `toa_exp.engines.endpoints`); after a refusal it rests for `pause` seconds, doubling, or for
-    as long as it asks, up to `longest_wait`. Agents on the same URL with the same key share its
-    limit. The seconds of a sample are its share of the endpoint's time, waiting for a place left out.
+    as long as it asks, and after `longest_wait` it is given up. Agents on the same URL with the same
+    key share its limit. The seconds of a sample are its share of the endpoint's time, waiting for a
+    place left out.
 
     Construction and `sample` raise BadInput for a URL, key, model or option that cannot be used;
     `sample` raises Unavailable for faults that may pass and Permanent for those that will not.
