@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from helpers import cli, lines
+from omegaconf import OmegaConf
 
 from toa_exp.cli import group_choices
+from toa_exp.ensemble import agents_of
 
 README = Path(__file__).parents[1] / "README.md"
 pytestmark = pytest.mark.skipif(not README.is_file(), reason="not in a checkout")
@@ -42,6 +44,23 @@ def test_adding_a_method_is_one_file_and_one_yaml(tmp_path):
     assert cli(*figures[1:], cwd=tmp_path).returncode == 0
 
 
+def test_the_ensemble_of_endpoints_composes_and_takes_an_agent_of_another_engine(tmp_path):
+    (config,) = [block for block in blocks("yaml") if "base_url" in block]
+    path = tmp_path / "mine" / "ensemble" / "remote.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(config)
+    runs = [command for command in commands() if "ensemble=remote" in command]
+    assert len(runs) == 2
+    for command in runs:
+        result = cli(*command[1:], "--cfg", "job", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        composed = OmegaConf.create(result.stdout)
+        assert composed.engine._target_.endswith("OpenAI")
+        assert set(agents_of(OmegaConf.to_container(composed.ensemble))) >= {"qwen", "llama", "mistral"}
+    assert composed.ensemble.agents.small.engine == "here"
+    assert composed.engines.here._target_.endswith("Transformers")
+
+
 def test_the_table_of_groups_is_complete():
     table = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README.read_text(), re.M))
     choices = group_choices()
@@ -56,4 +75,5 @@ def test_every_command_and_group_of_the_readme_exists():
         for argument in command[2:]:
             group, _, choice = argument.partition("=")
             if group in group_choices() and group not in ("experiment",):
-                assert set(choice.split(",")) - {"patient", "pair"} <= set(group_choices()[group]), argument
+                own = {"patient", "pair", "remote"}
+                assert set(choice.split(",")) - own <= set(group_choices()[group]), argument

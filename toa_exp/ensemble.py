@@ -15,16 +15,20 @@ from toa_exp.cost import Architecture, Price, architecture
 from toa_exp.digests import file_digest
 from toa_exp.errors import BadInput, choose
 
-_FIELDS = ["model", "revision", "sampling", "price", "architecture", "options"]
+_FIELDS = ["model", "revision", "sampling", "price", "architecture", "engine", "options"]
 _SAMPLING = ["temperature", "top_p", "max_tokens"]
+_EXTRA = "extra_body"
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
     """A model and how it is sampled.
 
-    `model` is a Hugging Face id or a local folder, `sampling` holds temperature, top_p and
-    max_tokens. `options` belong to the engine; those of a simulated agent are what it is.
+    `model` is a Hugging Face id, a local folder or the name that an endpoint knows. `sampling` holds
+    temperature, top_p and max_tokens, and `extra_body` where an endpoint takes more than these.
+    `architecture` is a config.json, or the hub id or folder of the model that has it; None: it is
+    that of `model`. `engine` names one of the run's `engines`, None its `engine`. `options` belong to
+    the engine and decide no sample; those of a simulated agent are what it is.
     """
 
     name: str
@@ -32,8 +36,9 @@ class Agent:
     revision: str | None
     sampling: Mapping[str, Any]
     price: Price | None = None
-    architecture: Mapping[str, Any] | None = None
+    architecture: Mapping[str, Any] | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    engine: str | None = None
 
     @property
     def simulated(self) -> bool:
@@ -54,8 +59,19 @@ class Agent:
 
     def shape(self) -> Architecture:
         """The architecture that FLOPs are counted from: as given, or of the model's config.json."""
-        config = self.architecture or model_config(self.model, self.revision, f"agent {self.name!r}")
-        return architecture(config)
+        whose = f"agent {self.name!r}"
+        if isinstance(self.architecture, str):
+            return architecture(model_config(self.architecture, None, f"architecture of {whose}"))
+        return architecture(self.architecture or model_config(self.model, self.revision, whose))
+
+    def check_sampling(self) -> None:
+        """Raise BadInput for sampling parameters that no model can be sampled with."""
+        values = self.sampling
+        if values["temperature"] < 0 or not 0 < values["top_p"] <= 1 or values["max_tokens"] < 1:
+            raise BadInput(
+                f"agent {self.name!r} has sampling {dict(values)}; temperature is at least 0 (0 takes the "
+                f"likeliest token), top_p above 0 and at most 1, max_tokens at least 1"
+            )
 
 
 def agents_of(ensemble: Mapping[str, Any]) -> dict[str, Agent]:
@@ -74,8 +90,10 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
             raise choose(f"field of agent {name!r}:", key, _FIELDS)
     sampling = {**shared, **(fields.get("sampling") or {})}
     for key in sampling:
-        if key not in _SAMPLING:
-            raise choose(f"sampling parameter of agent {name!r}:", key, _SAMPLING)
+        if key not in [*_SAMPLING, _EXTRA]:
+            raise choose(f"sampling parameter of agent {name!r}:", key, [*_SAMPLING, _EXTRA])
+    if not sampling.get(_EXTRA):
+        sampling.pop(_EXTRA, None)  # nothing more is asked, and the same agent is meant
     for key in _SAMPLING:
         if sampling.get(key) is None:
             raise BadInput(f"agent {name!r} has no {key}; give ensemble.sampling.{key}=<value>")
@@ -88,6 +106,7 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
         price=call(Price, price, f"ensemble.agents.{name}.price") if price else None,
         architecture=fields.get("architecture"),
         options=fields.get("options") or {},
+        engine=fields.get("engine"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ from toa_exp.core import Search
 from toa_exp.cost import Accountant
 from toa_exp.draws import digest, encode
 from toa_exp.engines.base import Engine
-from toa_exp.ensemble import agents_of
+from toa_exp.engines.mixed import Mixed
+from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Reward
 from toa_exp.runner import Runner, Selection
@@ -83,7 +85,7 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
     reward: Reward = build(config.reward, "reward", task=task)
     return Job(
         task=task,
-        engine=build(config.engine, "engine", agents=agents),
+        engine=_engine(config, agents),
         reward=reward,
         method=method,
         selection=build_function(config.selection, "selection"),
@@ -99,6 +101,24 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
         content=_content(task),
         config=config,
     )
+
+
+def _engine(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
+    """The run's engine, beside those of `engines` where agents name them."""
+    nodes = {None: config.engine, **config.engines}
+    groups: dict[str | None, dict[str, Agent]] = {}
+    for name, agent in agents.items():
+        if agent.engine not in nodes:
+            raise BadInput(
+                f"agent {name!r} names engine {agent.engine!r}; engines has "
+                f"{', '.join(config.engines) or 'none'}. Add it: +engine@engines.{agent.engine}=<choice>"
+            )
+        groups.setdefault(agent.engine, {})[name] = agent
+    engines: list[Engine] = [
+        build(nodes[name], f"engines.{name}" if name else "engine", agents=members)
+        for name, members in groups.items()
+    ]
+    return engines[0] if len(engines) == 1 else Mixed(agents, engines)
 
 
 def _content(task: Task) -> str:

@@ -22,6 +22,19 @@ log = logging.getLogger(__name__)
 
 # What may differ between two runs of the same results.
 _IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store"}
+# How an endpoint is reached, and how often; see engines/openai.py.
+_REACH = {
+    "base_url",
+    "key_env",
+    "omit",
+    "token_limit",
+    "timeout",
+    "connect_timeout",
+    "start",
+    "most",
+    "pause",
+    "longest_wait",
+}
 
 
 def record(
@@ -39,11 +52,13 @@ def record(
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     values = {str(key): value for key, value in resolved.items()}
-    material = {key: value for key, value in values.items() if key not in {*_IMMATERIAL, "seed"}}
+    material = {key: value for key, value in _flat(values).items() if _decides(key) and key != "seed"}
+    engines = [choice for group, choice in choices.items() if group.partition("@engines.")[0] == "engine"]
     run = {
         "version": __version__,
         **{part: names[part] for part in ("experiment", "task", "ensemble", "method")},
-        **{group: str(choices[group]) for group in ("selection", "reward", "engine")},
+        **{group: str(choices[group]) for group in ("selection", "reward")},
+        "engine": "+".join(sorted(map(str, engines))),
         "problems": problems,
         "pools": dict(pools),
         "configuration": digest(canonical({**material, "problems": problems})).hex()[:8],
@@ -74,7 +89,7 @@ def warn_of_changes(folder: Path, values: Mapping[str, Any]) -> None:
     changes = [
         f"{key} {old!r} -> {new!r}"
         for key, (old, new) in _differences(_flat(before), _flat(values)).items()
-        if key.partition(".")[0] not in _IMMATERIAL and key != "run.configuration"
+        if _decides(key) and key != "run.configuration"
     ]
     if changes:
         log.warning(
@@ -136,6 +151,13 @@ def _cell(row: Row, head: str) -> str:
     if head in ("budget", "samples"):
         return f"{row[head]:g}"
     return f"{row[head]:.4g} [{row[f'{head}_lo']:.4g}, {row[f'{head}_hi']:.4g}]"
+
+
+def _decides(key: str) -> bool:
+    """Whether a key of the configuration, dotted, has a say in the results."""
+    group, _, name = key.partition(".")
+    reach = group in {"engine", "engines", "ensemble"} and name.rpartition(".")[2] in _REACH
+    return group not in _IMMATERIAL and not reach
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -32,7 +32,6 @@ def run(parts: int, options: argparse.Namespace) -> Path:
         f"task.problems={options.problems}",
         f"task.seed={TASK_SEED}",
         "concurrency=256",
-        "engine.max_batch=256",
         f"results={options.results}",
         "tracking.mode=disabled",
         f"seed={','.join(map(str, options.seeds))}",

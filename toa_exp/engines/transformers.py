@@ -65,7 +65,7 @@ class Transformers:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        max_batch: int = 64,
+        max_batch: int = 256,
         max_batch_tokens: int = 131072,
     ) -> None:
         loading.check_placement("engine", device, dtype)
@@ -231,12 +231,9 @@ def _check(agent: Agent) -> None:
             raise choose(f"option of {whose} with engine=transformers:", name, _OPTIONS)
     loading.check_placement(f"{whose}: options", "auto", str(agent.options.get("dtype", "auto")))
     loading.check_model(agent.model, whose)
-    temperature, top_p, max_tokens = (agent.sampling[key] for key in ("temperature", "top_p", "max_tokens"))
-    if temperature < 0 or not 0 < top_p <= 1 or max_tokens < 1:
-        raise BadInput(
-            f"{whose} has sampling {dict(agent.sampling)}; temperature is at least 0 (0 takes the likeliest "
-            f"token), top_p above 0 and at most 1, max_tokens at least 1"
-        )
+    agent.check_sampling()
+    if "extra_body" in agent.sampling:
+        raise BadInput(f"{whose} has sampling.extra_body, which only engine=openai can send; leave it out")
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -1,0 +1,32 @@
+"""The engine of a mixed ensemble, whose agents name engines of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+
+from toa_exp.draws import Draw, Sample
+from toa_exp.engines.base import Engine
+from toa_exp.ensemble import Agent
+
+
+class Mixed:
+    """Several engines as one: every draw goes to the engine that has its agent.
+
+    `agents` are those of all engines, in the order that searches see.
+    """
+
+    def __init__(self, agents: Mapping[str, Agent], engines: Sequence[Engine]) -> None:
+        self.agents = agents
+        self._engines = engines
+        self._by_agent = {name: engine for engine in engines for name in engine.agents}
+
+    async def sample(self, draw: Draw) -> Sample:
+        """The sample of a draw; raises what the agent's engine raises."""
+        return await self._by_agent[draw.request.agent].sample(draw)
+
+    async def close(self) -> None:
+        """Close every engine, also where another one fails to."""
+        async with AsyncExitStack() as held:
+            for engine in self._engines:
+                held.push_async_callback(engine.close)
