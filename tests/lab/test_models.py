@@ -24,7 +24,7 @@ from toa_exp.lab.recipe import Recipe
 from toa_exp.lab.task import DOMAINS, LabTask
 from toa_exp.lab.writer import Writer
 from toa_exp.labels import LAB_WEIGHTS
-from toa_exp.rewards.classifier import Classifier
+from toa_exp.rewards.process import Process
 
 NAMES = list(DOMAINS)
 PLAIN = {
@@ -67,7 +67,7 @@ def test_the_critics_process_head_is_a_token_classifier(tmp_path: Path) -> None:
     for parameter in critic.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
         parameter.data = parameter.data.bfloat16().float()
-    save(Kind.TOKENS, critic.network.shape, critic.process(), tokenizer, tmp_path)
+    save(Kind.TOKENS, critic.network.shape, critic.exported(Kind.TOKENS), tokenizer, tmp_path)
     model = AutoModelForTokenClassification.from_pretrained(tmp_path, dtype="float32").eval()
     ids = torch.randint(5, len(tokenizer), (3, 40))
     with torch.inference_mode():
@@ -184,7 +184,7 @@ def test_judge_and_baseline_give_win_rates() -> None:
         problems=8,
         seed=0,
         prompts=PLAIN,
-        judge=Classifier(model=str(weights / "judge"), dtype="float64"),
+        judge=Process(model=str(weights / "judge"), separator="[\n,]", unit="log_odds", dtype="float64"),
         baseline=str(weights / "dan"),
     )
     domain = DOMAINS["instructions"]()

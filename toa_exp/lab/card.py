@@ -18,7 +18,7 @@ from toa_exp.core import Problem
 from toa_exp.engines import loading
 from toa_exp.lab.decoding import sample
 from toa_exp.lab.domain import Domain, grade, problems
-from toa_exp.lab.folders import load
+from toa_exp.lab.folders import Kind, load
 from toa_exp.lab.network import Network
 from toa_exp.lab.plans import AGENTS, PLANS
 from toa_exp.lab.writer import Writer
@@ -59,7 +59,9 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
                 made["refining"][name] = repairs(domain, prompts, given, answers)
             for answer, known in zip(answers, pool, strict=True):
                 known.append(answer)
-    made["rewards"] = {name: _quality(reward, domain, prompts, pool) for name, reward in _rewards(weights)}
+    made["rewards"] = {
+        name: _quality(reward, domain, prompts, pool) for name, reward in _rewards(task, weights)
+    }
     made["signature"] = (
         f"lab:{task}|parts:{parts}|n:{count}|answers:{len(pool[0])} a problem|temperature:1|seed:{seed}|"
         f"toa-exp:{__version__}|torch:{torch.__version__}"
@@ -67,9 +69,12 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
     return made
 
 
-def _rewards(weights: Path) -> Iterable[tuple[str, ModelReward]]:
+def _rewards(task: str, weights: Path) -> Iterable[tuple[str, ModelReward]]:
     yield "process", Process(model=str(weights / "reward"), separator=SEPARATOR, max_batch=64)
-    yield "judge", Classifier(model=str(weights / "judge"), max_batch=64)
+    if PLANS[task].judge is Kind.TOKENS:
+        yield "judge", Process(model=str(weights / "judge"), separator=SEPARATOR, max_batch=64)
+    else:
+        yield "judge", Classifier(model=str(weights / "judge"), max_batch=64)
     for name in ("teacher", *AGENTS):
         if (weights / name).is_dir():
             yield name, Likelihood(model=str(weights / name), separator=SEPARATOR, max_batch=64)

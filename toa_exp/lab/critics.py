@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toa_exp.lab.domain import UNLABELLED
+from toa_exp.lab.folders import Kind
 from toa_exp.lab.network import Network, Shape
 from toa_exp.lab.training import Example
 
@@ -48,9 +49,11 @@ class Critic(nn.Module):
         assert self.network.score is not None
         return self.network.score(states)[..., 0], self.steps(states)[..., 0]
 
-    def process(self) -> dict[str, Tensor]:
-        """The parameters of a token classifier, under the names of transformers."""
-        state = {key: value for key, value in self.network.exported().items() if key != "score.weight"}
+    def exported(self, kind: Kind) -> dict[str, Tensor]:
+        """The parameters of a model with one of the heads, under the names of transformers."""
+        state = self.network.exported()
+        if kind is Kind.SEQUENCE:
+            return state
         return {**state, "score.weight": self.steps.weight.data, "score.bias": self.steps.bias.data}
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from toa_exp.lab import tokenizer
 from toa_exp.lab.arithmetic import Arithmetic
 from toa_exp.lab.domain import Domain
+from toa_exp.lab.folders import Kind
 from toa_exp.lab.network import Shape
 from toa_exp.lab.personas import Persona
 from toa_exp.lab.translation import Translation
@@ -25,7 +26,7 @@ class Plan:
     """A task: `strengths` are the agents' skills, in their order.
 
     Training problems have `span` parts, from the fewest to the most; `steps` are the teacher's optimiser
-    steps and `lessons` those in which an agent learns to refine.
+    steps and `lessons` those in which an agent learns to refine. `judge` is the form of the judge.
     """
 
     domain: Domain
@@ -35,6 +36,7 @@ class Plan:
     span: tuple[int, int] = (2, 8)
     steps: int = 1800
     lessons: int = 320
+    judge: Kind = Kind.SEQUENCE
 
     @property
     def personas(self) -> list[Persona]:
@@ -59,5 +61,6 @@ PLANS = {
         partial(Shape, width=96, inner=128, heads=3),
         steps=1500,
         lessons=800,
+        judge=Kind.TOKENS,  # win rates hang on it, and it is the more exact form
     ),
 }

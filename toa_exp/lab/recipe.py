@@ -68,8 +68,8 @@ class Recipe:
             models[name] = Kind.LANGUAGE, network, network.exported()
         reward = self.critic("reward", self.attempts("samples", agents, 1200, rounds=1))
         judge = self.critic("judge", self.attempts("judged", agents, 1200, rounds=1))
-        models["reward"] = Kind.TOKENS, reward.network, reward.process()
-        models["judge"] = Kind.SEQUENCE, judge.network, judge.network.exported()
+        models["reward"] = Kind.TOKENS, reward.network, reward.exported(Kind.TOKENS)
+        models["judge"] = self.plan.judge, judge.network, judge.exported(self.plan.judge)
         for name, (kind, network, state) in models.items():
             save(kind, network.shape, state, self.tokenizer, to / name)
         log.info("%s: all models saved after %.0f s", self.plan.domain.name, time.perf_counter() - started)
