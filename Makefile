@@ -20,7 +20,7 @@ task ?= lab_math
 sweep: install
 	$(BIN)/toa-exp run experiment=lab task=$(task)
 	$(BIN)/toa-exp figures results/lab x=flops
-	$(BIN)/toa-exp compare results/lab method=toa x=flops
+	$(BIN)/toa-exp compare results/lab curve=toa x=flops
 
 test: install
 	$(BIN)/python -m pytest

@@ -6,6 +6,7 @@ import logging
 import shutil
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -159,20 +160,21 @@ def test_bad_settings_of_the_task_are_named(change: dict[str, object], message: 
 
 
 def test_all_weights_together_are_small() -> None:
-    files = [path for path in LAB_WEIGHTS.rglob("*") if path.is_file()]
-    assert len([path for path in files if path.suffix == ".safetensors"]) >= 6 * len(NAMES)
-    assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") < 15e6
+    sizes = [path.stat().st_size for path in LAB_WEIGHTS.rglob("*.safetensors")]
+    assert len(sizes) >= 6 * len(NAMES)
+    assert sum(sizes) < 15e6
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_models_of_the_package_have_skills_of_their_own_and_the_reward_tells(name: str) -> None:
-    made = card(name, LAB_WEIGHTS / name, parts=6, count=60, seed=1)
+    made = card(name, LAB_WEIGHTS / name, parts=3, count=40, seed=1)
     fresh = made["afresh"]
     for agent, strong in zip(AGENTS, PLANS[name].strengths, strict=True):
         others = [fresh[other][strong] for other in AGENTS if other != agent]
         assert fresh[agent][strong] > max(others), (agent, strong)
-    assert max(fresh[agent]["accuracy"] for agent in AGENTS) < 0.3
-    assert made["rewards"]["reward"]["auc"] > 0.9  # 0.95 on more problems: see the card in experiments/lab
+    best = made["rewards"]["process" if name == "instructions" else "teacher"]
+    assert best["questions"] >= 10
+    assert best["auc"] > 0.8  # with more problems: the cards in experiments/lab
     assert "AUC within a question" in shown(made)
 
 
@@ -187,10 +189,15 @@ def test_judge_and_baseline_give_win_rates() -> None:
         judge=Process(model=str(weights / "judge"), separator="[\n,]", unit="log_odds", dtype="float64"),
         baseline=str(weights / "dan"),
     )
-    domain = DOMAINS["instructions"]()
-    metrics = asyncio.run(_metrics(task, {p.id: str(p.reference) for p in task.problems()}))
-    rates = [float(m["win_rate"]) for m in metrics.values()]  # type: ignore[arg-type]
-    assert sum(rates) / len(rates) > 60.0
+    domain, rng = DOMAINS["instructions"](), Random(0)
+    asked = {p.id: domain.parse(p.prompt) for p in task.problems()}
+    right = {i: domain.solution(parts, [part.answer(rng) for part in parts]) for i, parts in asked.items()}
+    wrong = {i: domain.solution(parts, [part.slip(rng) for part in parts]) for i, parts in asked.items()}
+    rates = []
+    for texts in (right, wrong):
+        metrics = asyncio.run(_metrics(task, texts))
+        rates.append(sum(float(m["win_rate"]) for m in metrics.values()) / len(metrics))  # type: ignore[arg-type]
+    assert rates[0] > 50.0 > rates[1] + 10.0
     assert domain.name in str(task.fingerprint()) and "judge" in task.fingerprint()
 
 

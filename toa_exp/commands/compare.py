@@ -1,4 +1,4 @@
-"""Compare a method with all others at equal compute: toa-exp compare <folder> method=toa x=flops y=accuracy.
+"""Compare a method with all others at equal compute: toa-exp compare <folder> curve=toa x=flops y=accuracy.
 
 The difference to each other method is read at the compute of each of the method's budgets, paired by
 problem, with a 95 % bootstrap interval. The table is printed and written to comparison.csv.
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
 
 def _compare(config: DictConfig) -> None:
     folder = Path(config.folder)
-    rows, signatures = compare(folder, config.method, config.x, config.y)
+    rows, signatures = compare(folder, config.curve, config.x, config.y)
     out = folder / "figures" / "comparison.csv" if config.out is None else Path(config.out)
     write(out, rows)
     print("\n".join([table(rows), *signatures, f"written to {out}"]))

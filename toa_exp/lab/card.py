@@ -38,7 +38,7 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
     `afresh` and `refining` hold shares by agent and skill, `rewards` the quality of each reward model
     over all answers, `signature` how it was made.
     """
-    for name in (*AGENTS, "reward", "judge"):
+    for name in (*AGENTS, "judge"):
         loading.check_model(str((weights / name).absolute()), "lab card")
     domain = PLANS[task].domain
     writer = Writer(AutoTokenizer.from_pretrained(weights / AGENTS[0]))
@@ -70,7 +70,8 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
 
 
 def _rewards(task: str, weights: Path) -> Iterable[tuple[str, ModelReward]]:
-    yield "process", Process(model=str(weights / "reward"), separator=SEPARATOR, max_batch=64)
+    if (weights / "reward").is_dir():
+        yield "process", Process(model=str(weights / "reward"), separator=SEPARATOR, max_batch=64)
     if PLANS[task].judge is Kind.TOKENS:
         yield "judge", Process(model=str(weights / "judge"), separator=SEPARATOR, max_batch=64)
     else:
