@@ -178,27 +178,24 @@ def test_the_models_of_the_package_have_skills_of_their_own_and_the_reward_tells
     assert "AUC within a question" in shown(made)
 
 
-def test_judge_and_baseline_give_win_rates() -> None:
+def judged_task() -> LabTask:
     weights = LAB_WEIGHTS / "instructions"
-    task = LabTask(
-        domain="instructions",
-        parts=6,
-        problems=8,
-        seed=0,
-        prompts=PLAIN,
-        judge=Process(model=str(weights / "judge"), separator="[\n,]", unit="log_odds", dtype="float64"),
-        baseline=str(weights / "dan"),
-    )
+    judge = Process(model=str(weights / "judge"), separator="[\n,]", unit="log_odds", dtype="float64")
+    settings = {"domain": "instructions", "parts": 6, "problems": 8, "seed": 0, "prompts": PLAIN}
+    return LabTask(**settings, judge=judge, baseline=str(weights / "dan"))
+
+
+def test_judge_and_baseline_give_win_rates() -> None:
     domain, rng = DOMAINS["instructions"](), Random(0)
-    asked = {p.id: domain.parse(p.prompt) for p in task.problems()}
+    asked = {p.id: domain.parse(p.prompt) for p in judged_task().problems()}
     right = {i: domain.solution(parts, [part.answer(rng) for part in parts]) for i, parts in asked.items()}
     wrong = {i: domain.solution(parts, [part.slip(rng) for part in parts]) for i, parts in asked.items()}
     rates = []
     for texts in (right, wrong):
-        metrics = asyncio.run(_metrics(task, texts))
+        metrics = asyncio.run(_metrics(judged_task(), texts))
         rates.append(sum(float(m["win_rate"]) for m in metrics.values()) / len(metrics))  # type: ignore[arg-type]
     assert rates[0] > 50.0 > rates[1] + 10.0
-    assert domain.name in str(task.fingerprint()) and "judge" in task.fingerprint()
+    assert {"judge", "baseline"} <= set(judged_task().fingerprint())
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
