@@ -133,6 +133,18 @@ def test_runs_of_other_problems_are_refused(tmp_path: Path) -> None:
         compare(tmp_path, "toa", "tokens", "quality")
 
 
+def test_only_seeds_that_both_were_run_with_are_compared(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_run(tmp_path, "toa", lambda seed, *_: float(seed), problems=5, seed=seed)
+    make_run(tmp_path, "random", lambda *_: 0.0, problems=5, seed=1)
+    make_run(tmp_path, "moa", lambda *_: 0.0, problems=5, seed=2)
+    with pytest.raises(BadInput, match="no seed in common"):
+        compare(tmp_path, "toa", "tokens", "quality")
+    make_run(tmp_path, "moa", lambda *_: 0.0, problems=5, seed=0)
+    rows, _ = compare(tmp_path, "toa", "tokens", "quality")
+    assert {(row.other, row.y, row.seeds) for row in rows} == {("random", 1.0, 1), ("moa", 0.0, 1)}
+
+
 def test_what_there_is_none_of_is_named(tmp_path: Path) -> None:
     make_run(tmp_path, "toa", lambda *_: 1.0, problems=5)
     with pytest.raises(BadInput, match="alone"):

@@ -26,6 +26,7 @@ class Comparison:
     `y` and `other_y` are the metric of each at compute `x` (mean a problem), `difference` is their
     difference with the bounds of its 95 % interval. The other's value lies between its two nearest
     budgets, linearly in log compute; where `x` is outside of what it was run at, its fields are None.
+    Both are over the seeds that both were run with, `seeds` in number.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Comparison:
     lower: float | None
     upper: float | None
     problems: int
+    seeds: int
 
 
 def compare(folder: Path, method: str, x: str, y: str | None) -> tuple[list[Comparison], list[str]]:
@@ -62,8 +64,10 @@ def compare(folder: Path, method: str, x: str, y: str | None) -> tuple[list[Comp
             raise choose(f"method for task {task}", method, titles)
         if len(titles) < 2:
             raise BadInput(f"task {task} has runs of {method} alone; run another method to compare it with")
-        curves = {name: _Curve(line.runs, x, metric) for name, line in zip(titles, drawn, strict=True)}
-        rows += _compare(task, method, curves)
+        runs_of = {name: line.runs for name, line in zip(titles, drawn, strict=True)}
+        for name in titles:
+            if name != method:
+                rows += _compare(task, method, name, runs_of, x, metric)
         made.append(signature(drawn, x=x, y=metric, interpolation="log x", paired="by problem"))
     return rows, made
 
@@ -97,35 +101,40 @@ class _Curve:
         return sorted(self.at(budget, chosen) for budget in self.tables)
 
 
-def _compare(task: str, method: str, curves: Mapping[str, _Curve]) -> list[Comparison]:
+def _compare(
+    task: str, method: str, name: str, runs: Mapping[str, Sequence[Run]], x: str, y: str
+) -> list[Comparison]:
     import numpy as np
 
-    own = curves[method]
+    seeds = {run.seed for run in runs[method]} & {run.seed for run in runs[name]}
+    if not seeds:
+        raise BadInput(
+            f"{method} and {name} were run with no seed in common on task {task}; rerun one of them"
+        )
+    own, other = (_Curve([r for r in runs[which] if r.seed in seeds], x, y) for which in (method, name))
+    if own.problems != other.problems:
+        raise BadInput(
+            f"{method} and {name} were run on different problems of task {task}: they cannot be compared"
+        )
+    usable = np.flatnonzero(own.answered() & other.answered())
+    if not len(usable):
+        raise BadInput(f"{method} and {name} have no problem of task {task} answered in common")
+    samples = [usable[chosen] for chosen in resamples(len(usable))]
+    resampled = [other.points(chosen) for chosen in samples]
     rows = []
-    for name, other in curves.items():
-        if name == method:
-            continue
-        if own.problems != other.problems:
-            raise BadInput(
-                f"{method} and {name} were run on different problems of task {task}: they cannot be compared"
-            )
-        usable = np.flatnonzero(own.answered() & other.answered())
-        if not len(usable):
-            raise BadInput(f"{method} and {name} have no problem of task {task} answered in common")
-        samples = [usable[chosen] for chosen in resamples(len(usable))]
-        resampled = [other.points(chosen) for chosen in samples]
-        for budget in own.tables:
-            x, y = own.at(budget, usable)
-            there = _read(other.points(usable), x)
-            found: tuple[float | None, float | None, float | None] = (None, None, None)
-            if there is not None:
-                differences = []
-                for chosen, points in zip(samples, resampled, strict=True):
-                    at, value = own.at(budget, chosen)
-                    differences.append(value - _clamped(points, at))
-                lower, upper = interval(np.array(differences))
-                found = y - there, float(lower), float(upper)
-            rows.append(Comparison(task, method, budget, x, y, name, there, *found, len(usable)))
+    for budget in own.tables:
+        at, value = own.at(budget, usable)
+        there = _read(other.points(usable), at)
+        found: tuple[float | None, float | None, float | None] = (None, None, None)
+        if there is not None:
+            differences = []
+            for chosen, points in zip(samples, resampled, strict=True):
+                compute, reached = own.at(budget, chosen)
+                differences.append(reached - _clamped(points, compute))
+            lower, upper = interval(np.array(differences))
+            found = value - there, float(lower), float(upper)
+        row = Comparison(task, method, budget, at, value, name, there, *found, len(usable), len(seeds))
+        rows.append(row)
     return rows
 
 
@@ -143,7 +152,7 @@ def _clamped(points: Sequence[tuple[float, float]], x: float) -> float:
 
 def table(rows: Sequence[Comparison]) -> str:
     """The comparison as text; an interval that excludes 0 is marked with a star."""
-    heads = ["task", "method", "budget", "compute", "value", "against", "value", "difference [95 %]"]
+    heads = ["task", "method", "budget", "seeds", "compute", "value", "against", "value", "difference [95 %]"]
     lines = [heads]
     for row in rows:
         shown = "-", "not run at this compute"
@@ -151,7 +160,7 @@ def table(rows: Sequence[Comparison]) -> str:
             star = " *" if row.lower > 0 or row.upper < 0 else ""
             span = f"{row.difference:+.4g} [{row.lower:+.4g}, {row.upper:+.4g}]{star}"
             shown = f"{row.other_y:.4g}", span
-        own = f"{row.budget:g}", f"{row.x:.3g}", f"{row.y:.4g}"
+        own = f"{row.budget:g}", str(row.seeds), f"{row.x:.3g}", f"{row.y:.4g}"
         lines.append([row.task, row.method, *own, row.other, *shown])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
