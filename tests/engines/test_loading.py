@@ -1,12 +1,13 @@
 """Models that cannot be loaded: the message names the owner, the model and the mend."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import causal_model
+from tiny_models import causal_model, classifier_model
 
 from toa_exp.engines import loading
 from toa_exp.errors import BadInput
@@ -111,3 +112,17 @@ def test_the_number_format_is_float32_on_a_cpu(tmp_path):
     for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
         family, cpu = "AutoModelForCausalLM", torch.device("cpu")
         assert loading.load_model(family, folder, None, cpu, dtype, "reward").dtype == expected
+
+
+def test_models_may_be_loaded_by_several_threads_at_once(tmp_path: Path) -> None:
+    """An engine and a reward load theirs in threads of their own."""
+    causal = causal_model(tmp_path / "causal", tie_word_embeddings=True)
+    classifier = classifier_model(tmp_path / "classifier")
+    kinds = [("AutoModelForCausalLM", causal), ("AutoModelForSequenceClassification", classifier)]
+    with ThreadPoolExecutor(8) as pool:
+        loads = [
+            pool.submit(loading.load_model, family, str(folder), None, torch.device("cpu"), "auto", "model")
+            for family, folder in kinds * 12
+        ]
+    for load in loads:
+        assert all(bool(p.isfinite().all()) for p in load.result().parameters())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
+# While it loads, transformers switches off the initialisation of weights for all threads, and two models
+# loaded at once may find tied weights missing.
+_ONE_AT_A_TIME = threading.Lock()
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -84,7 +88,7 @@ def load_model(
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     try:
-        with _quiet():
+        with _ONE_AT_A_TIME, _quiet():
             loaded, info = getattr(transformers, family).from_pretrained(
                 _folder_or_id(model),
                 revision=revision,
