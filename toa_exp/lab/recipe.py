@@ -49,7 +49,7 @@ Attempts = list[tuple[str, list[str]]]
 
 
 class Recipe:
-    """The stages, in order; `work` keeps what they leave. `effort` scales the number of training steps."""
+    """The stages, in order; `work` keeps what they leave. `effort` scales training steps and samples."""
 
     def __init__(self, plan: Plan, work: Path, seed: int, effort: float = 1.0) -> None:
         self.plan, self.work, self.seed = plan, work, seed
@@ -110,7 +110,7 @@ class Recipe:
             return [(prompt, answers) for prompt, answers in json.loads(path.read_text())]
         rng, generator = Random(f"{name}/{self.seed}"), torch.Generator().manual_seed(self.seed)
         stream = problems(self.plan.domain, f"{name}/{self.seed}", self.plan.span, test=False)
-        prompts = list(islice(stream, count))
+        prompts = list(islice(stream, max(1, round(self._effort * count))))
         answers: list[list[str]] = [[] for _ in prompts]
         for number in range(rounds + 1):
             fresh = []
