@@ -52,7 +52,12 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
 
     def job(cfg: DictConfig) -> None:
         try:
-            task(cfg)
+            try:
+                task(cfg)
+            except (
+                OmegaConfBaseException
+            ) as error:  # an interpolation that the choices made leave without a value
+                raise BadInput(str(error).partition("\n")[0]) from error
         except Exception as error:  # said at once: the other jobs of a sweep still run
             failed.append(_report(error, command))
             if "BasicLauncher" not in HydraConfig.get().launcher._target_:
