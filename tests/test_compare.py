@@ -156,6 +156,13 @@ def test_what_there_is_none_of_is_named(tmp_path: Path) -> None:
         compare(tmp_path, "toa", "parsecs", "quality")
 
 
+def test_what_costs_nothing_cannot_be_set_equal(tmp_path: Path) -> None:
+    for method in ("toa", "random"):
+        make_run(tmp_path, method, lambda *_: 1.0, price=0.0, problems=5)
+    with pytest.raises(BadInput, match="cost nothing"):
+        compare(tmp_path, "toa", "tokens", "quality")
+
+
 def test_the_csv_holds_what_the_table_shows(tmp_path: Path) -> None:
     make_run(tmp_path, "toa", lambda *_: 1.0, price=2.0, problems=5)
     make_run(tmp_path, "random", lambda *_: 0.0, problems=5)

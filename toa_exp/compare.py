@@ -98,7 +98,12 @@ class _Curve:
 
     def points(self, chosen: NDArray[np.int64]) -> list[tuple[float, float]]:
         """x and y at every budget, by rising x."""
-        return sorted(self.at(budget, chosen) for budget in self.tables)
+        found = sorted(self.at(budget, chosen) for budget in self.tables)
+        if found[0][0] <= 0.0:
+            raise BadInput(
+                "a curve has points that cost nothing on this axis; choose another x, such as flops"
+            )
+        return found
 
 
 def _compare(

@@ -70,6 +70,28 @@ class Domain(Protocol):
         ...
 
 
+class Listing:
+    """What domains have in common whose answers name the parts' values in one sentence."""
+
+    def solution(self, parts: Sequence[Part], values: Sequence[str]) -> str:
+        """The values in order."""
+        return ", ".join(values) + "."
+
+    def values(self, parts: Sequence[Part], text: str) -> list[str | None]:
+        """The values, all None where their number differs from that of the parts."""
+        values = listed(text)
+        return list(values) if len(values) == len(parts) else [None] * len(parts)
+
+    def final(self, text: str) -> str | None:
+        """The whole text."""
+        return text
+
+
+def listed(text: str) -> list[str]:
+    """What a sentence such as `bear, night.` lists."""
+    return text.removesuffix(".").split(", ")
+
+
 def is_test(prompt: str) -> bool:
     """Whether a problem is for tests; training never sees it. A hash of the prompt decides."""
     return int.from_bytes(blake2b(prompt.encode(), digest_size=4).digest()) < _TEST_SHARE * 2**32

@@ -21,6 +21,7 @@ from toa_exp.metrics.base import Metric
 from toa_exp.metrics.pooled import statistics
 from toa_exp.rewards.base import Reward
 from toa_exp.tasks.base import Prompts
+from toa_exp.tree import normalise
 
 DOMAINS: dict[str, Callable[[], Domain]] = {
     "math": Arithmetic,
@@ -125,7 +126,7 @@ class LabTask:
             score = (await judge.score(problem, answer)).reward
             self._baselines[problem.id] = answer, score
         given = (await judge.score(problem, text)).reward
-        won = 1.0 / (1.0 + math.exp(score - given))
+        won = normalise(given - score, 1.0)
         return {"win_rate": 100.0 * won, "lc_win_rate": [1.0, won, float(len(text) - len(answer))]}
 
     def _answers(self) -> dict[str, tuple[str, float]]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from toa_exp.lab.domain import UNLABELLED, Part
+from toa_exp.lab.domain import UNLABELLED, Listing, listed
 from toa_exp.lab.numerals import english, english_ordinal, german, german_ordinal
 
 _NOUNS = (
@@ -118,7 +118,7 @@ _PRICE = re.compile(r"for ([a-z-]+) euros ([a-z-]+)")
 _COUNT = re.compile(r"([a-z-]+) (\w+)")
 
 
-class Translation:
+class Translation(Listing):
     """The domain of translation."""
 
     name = "translation"
@@ -129,20 +129,7 @@ class Translation:
 
     def parse(self, prompt: str) -> Sequence[Phrase]:
         """The phrases of a note."""
-        return [_parse(text) for text in prompt.removesuffix(".").split(", ")]
-
-    def solution(self, parts: Sequence[Part], values: Sequence[str]) -> str:
-        """The phrases in order."""
-        return ", ".join(values) + "."
-
-    def values(self, parts: Sequence[Part], text: str) -> list[str | None]:
-        """The phrases of a note, all None where their number differs."""
-        values = text.removesuffix(".").split(", ")
-        return list(values) if len(values) == len(parts) else [None] * len(parts)
-
-    def final(self, text: str) -> str | None:
-        """The whole text."""
-        return text
+        return [_parse(text) for text in listed(prompt)]
 
     def right(self, prompt: str, text: str) -> list[bool]:
         """Phrase by phrase."""
@@ -158,7 +145,7 @@ class Translation:
 
     def _pairs(self, prompt: str, text: str) -> list[tuple[str, str]]:
         expected = [phrase.german for phrase in self.parse(prompt)]
-        given = text.removesuffix(".").split(", ")
+        given = listed(text)
         size = max(len(expected), len(given))
         return list(
             zip(given + [""] * (size - len(given)), expected + ["\n"] * (size - len(expected)), strict=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from toa_exp.lab.domain import UNLABELLED, Part
+from toa_exp.lab.domain import UNLABELLED, Listing, listed
 
 _KINDS = {
     "animal": "ant ape bat bear bee bird bull cat cow crab deer dog duck eagle fish fly fox frog goat goose "
@@ -111,7 +111,7 @@ class Wish:
         return [word for word in WORDS if len(word) == int(self.subject)]
 
 
-class Instructions:
+class Instructions(Listing):
     """The domain of constrained writing."""
 
     name = "instructions"
@@ -122,24 +122,11 @@ class Instructions:
 
     def parse(self, prompt: str) -> Sequence[Wish]:
         """The wishes of a prompt."""
-        return [_parse(text) for text in prompt.removesuffix(".").split(", ")]
-
-    def solution(self, parts: Sequence[Part], values: Sequence[str]) -> str:
-        """The words in order."""
-        return ", ".join(values) + "."
-
-    def values(self, parts: Sequence[Part], text: str) -> list[str | None]:
-        """The words, all None where their number differs from that of the wishes."""
-        values = text.removesuffix(".").split(", ")
-        return list(values) if len(values) == len(parts) else [None] * len(parts)
-
-    def final(self, text: str) -> str | None:
-        """The whole text."""
-        return text
+        return [_parse(text) for text in listed(prompt)]
 
     def right(self, prompt: str, text: str) -> list[bool]:
         """Wish by wish whether the word in its place meets it."""
-        wishes, words = self.parse(prompt), text.removesuffix(".").split(", ")
+        wishes, words = self.parse(prompt), listed(text)
         size = max(len(wishes), len(words))
         return [
             number < len(wishes) and number < len(words) and wishes[number].accepts(words[number])
@@ -149,7 +136,7 @@ class Instructions:
     def marks(self, prompt: str, text: str) -> list[float]:
         """The last character of each word and the comma or full stop after it."""
         marks: list[float] = []
-        for word, right in zip(text.removesuffix(".").split(", "), self.right(prompt, text), strict=False):
+        for word, right in zip(listed(text), self.right(prompt, text), strict=False):
             marks += [UNLABELLED] * (len(word) - 1) + [float(right)] * (1 if word else 0)
             marks += [float(right), UNLABELLED]
         return (marks + [UNLABELLED] * len(text))[: len(text)]

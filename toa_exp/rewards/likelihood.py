@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 from toa_exp.rewards.model import ModelReward, Source, load, precise
 from toa_exp.rewards.steps import Scale, StepChat, StepEncoder
+from toa_exp.tree import normalise
 
 
 class Likelihood(ModelReward):
@@ -56,7 +56,7 @@ class Likelihood(ModelReward):
 
     def _reader(self, source: Source) -> tuple[_Reader, Any, Any]:
         tokenizer, model = load(source, "AutoModelForCausalLM")
-        weigh = partial(_logistic, self._slope, self._offset)
+        weigh = partial(_weight, self._slope, self._offset)
         return _Reader(tokenizer, model, self._separator, weigh, self._scale), model, tokenizer
 
 
@@ -93,6 +93,5 @@ class _Reader:
         return self._scale(sum(map(self._weigh, steps)) / len(steps))
 
 
-def _logistic(slope: float, offset: float, log_probability: float) -> float:
-    value = slope * (log_probability + offset)
-    return 1.0 / (1.0 + math.exp(-value)) if value > -700.0 else 0.0
+def _weight(slope: float, offset: float, log_probability: float) -> float:
+    return normalise(slope * (log_probability + offset), 1.0)
