@@ -2,8 +2,9 @@
 
 Stages: a teacher who knows everything; each agent's own first attempts, continued from the teacher;
 samples of these agents; each agent's lessons in refining and aggregating those samples; samples of
-the finished agents; a reward model and a judge, on samples of their own. A finished stage is kept in
-the work folder, and a rerun goes on after it.
+the finished agents; a reward model on top of the teacher; and a judge apart from it, on samples of its
+own and on top of a second teacher, who has read other texts from other first weights. A finished stage
+is kept in the work folder, and a rerun goes on after it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ from toa_exp.lab.training import (
 from toa_exp.lab.writer import Writer
 
 FIRST = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
-CRITIC = Schedule(1500, tokens=1536)
+CRITIC = Schedule(4000, tokens=1536)
+SAMPLES = 4800  # problems whose answers a critic reads; with a quarter of them it learns them by heart
+OTHER = 1 << 32  # from the seed of the teacher to that of the judge's
 
 log = logging.getLogger(__name__)
 
@@ -66,22 +69,23 @@ class Recipe:
         agents = self.agents()
         for name, network in {**agents, "teacher": self.teacher()}.items():
             models[name] = Kind.LANGUAGE, network, network.exported()
-        reward = self.critic("reward", self.attempts("samples", agents, 1200, rounds=1))
-        judge = self.critic("judge", self.attempts("judged", agents, 1200, rounds=1))
+        reward = self.critic("reward", self.teacher(), self.attempts("samples", agents, SAMPLES, rounds=1))
+        second = self.teacher("second-teacher", self.seed + OTHER)
+        judge = self.critic("judge", second, self.attempts("judged", agents, SAMPLES, rounds=1))
         models["reward"] = Kind.TOKENS, reward.network, reward.exported(Kind.TOKENS)
         models["judge"] = self.plan.judge, judge.network, judge.exported(self.plan.judge)
         for name, (kind, network, state) in models.items():
             save(kind, network.shape, state, self.tokenizer, to / name)
         log.info("%s: all models saved after %.0f s", self.plan.domain.name, time.perf_counter() - started)
 
-    def teacher(self) -> Network:
-        """The generalist."""
-        plan = self.plan
-        torch.manual_seed(self.seed)
+    def teacher(self, name: str = "teacher", seed: int | None = None) -> Network:
+        """The generalist, or another one: `seed` decides its first weights and what it reads."""
+        plan, seed = self.plan, self.seed if seed is None else seed
+        torch.manual_seed(seed)
         network = Network(self._shape)
-        examples = teacher(plan.domain, self._writer, plan.span, str(self.seed))
+        examples = teacher(plan.domain, self._writer, plan.span, str(seed))
         model = Remembering(network)
-        self._stage("teacher", model, examples, Schedule(plan.steps), remembering_loss)
+        self._stage(name, model, examples, Schedule(plan.steps), remembering_loss)
         return network
 
     def agents(self) -> dict[str, Network]:
@@ -124,9 +128,8 @@ class Recipe:
         path.write_text(json.dumps(list(zip(prompts, answers, strict=True))))
         return list(zip(prompts, answers, strict=True))
 
-    def critic(self, name: str, samples: Attempts) -> Critic:
-        """A stage that trains a reward model on samples, from the teacher on."""
-        start = self.teacher()
+    def critic(self, name: str, start: Network, samples: Attempts) -> Critic:
+        """A stage that trains a reward model on samples, from a teacher on."""
         torch.manual_seed(Random(f"{name}/{self.seed}").getrandbits(63))
         critic = Critic(replace(self._shape, layers=self._shape.layers + FURTHER, bias=True))
         critic.follow(start)
