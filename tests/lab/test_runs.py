@@ -46,3 +46,9 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     run = cli("run", *SMALL[1:], "task=lab_math", "ensemble=lab", "ensemble.weights=nowhere", cwd=tmp_path)
     assert run.returncode == 2
     assert "nowhere/math" in run.stderr
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    made = cli("lab", "train", "task=lab_math", "to=models", "device=cuda:99", cwd=tmp_path)
+    assert made.returncode == 2
+    assert "cuda:99" in made.stderr and "device=cpu" in made.stderr

@@ -41,14 +41,17 @@ def _lab(config: DictConfig) -> None:
 
 
 def _train(config: DictConfig) -> None:
+    from toa_exp.engines.loading import check_placement, device_of
     from toa_exp.lab.plans import PLANS
     from toa_exp.lab.recipe import Recipe
 
+    check_placement("lab", config.device, "float32")
     if config.to is None:
         raise BadInput("give to=<folder> for the models; runs use them with ensemble.weights=<folder>")
     domain = config.task.domain
     work = Path(config.work or Path(config.to) / "stages") / domain
-    Recipe(PLANS[domain], work, config.seed, config.effort).build(Path(config.to) / domain)
+    recipe = Recipe(PLANS[domain], work, config.seed, config.effort, device_of(config.device))
+    recipe.build(Path(config.to) / domain)
     print(f"models in {Path(config.to) / domain}; use them with ensemble.weights={config.to}")
 
 

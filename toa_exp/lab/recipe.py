@@ -52,10 +52,16 @@ Attempts = list[tuple[str, list[str]]]
 
 
 class Recipe:
-    """The stages, in order; `work` keeps what they leave. `effort` scales training steps and samples."""
+    """The stages, in order; `work` keeps what they leave. `effort` scales training steps and samples.
 
-    def __init__(self, plan: Plan, work: Path, seed: int, effort: float = 1.0) -> None:
+    On another `device` other weights come out, since sums are rounded and chances drawn in another way.
+    """
+
+    def __init__(
+        self, plan: Plan, work: Path, seed: int, effort: float = 1.0, device: torch.device | str = "cpu"
+    ) -> None:
         self.plan, self.work, self.seed = plan, work, seed
+        self._device = torch.device(device)
         self.tokenizer = plan.tokenizer()
         self._effort = effort
         self._writer = Writer(self.tokenizer)
@@ -64,6 +70,10 @@ class Recipe:
 
     def build(self, to: Path) -> None:
         """Run all stages and save the models as folders below `to`."""
+        with self._device:
+            self._build(to)
+
+    def _build(self, to: Path) -> None:
         started = time.perf_counter()
         models: dict[str, tuple[Kind, Network, Mapping[str, Tensor]]] = {}
         agents = self.agents()
@@ -112,7 +122,7 @@ class Recipe:
         path = self.work / f"{name}.json"
         if path.exists():
             return [(prompt, answers) for prompt, answers in json.loads(path.read_text())]
-        rng, generator = Random(f"{name}/{self.seed}"), torch.Generator().manual_seed(self.seed)
+        rng, generator = Random(f"{name}/{self.seed}"), torch.Generator(self._device).manual_seed(self.seed)
         stream = problems(self.plan.domain, f"{name}/{self.seed}", self.plan.span, test=False)
         prompts = list(islice(stream, max(1, round(self._effort * count))))
         answers: list[list[str]] = [[] for _ in prompts]

@@ -172,7 +172,7 @@ def train(
     for number, batch in enumerate(islice(batches(examples, schedule.tokens, Random(seed)), schedule.steps)):
         width = math.ceil(max(len(e.ids) for e in batch) / 8) * 8
         ids = torch.tensor([e.ids + [0] * (width - len(e.ids)) for e in batch])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(ids.device.type, torch.bfloat16):
             loss = loss_of(network, ids, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(number)
