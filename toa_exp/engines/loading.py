@@ -56,13 +56,28 @@ def device_of(device: str) -> torch.device:
     return chosen
 
 
+def import_libraries() -> None:
+    """Import all that models need; a thread that works with them calls this first.
+
+    The modules of transformers import each other when they are first asked for something, and two
+    threads that do so at once may find them half made.
+    """
+    with _ONE_AT_A_TIME:
+        import torch  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+        import toa_exp.engines.decoding  # noqa: F401
+
+
 def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
     """The tokenizer of a model, which must have a chat template; raises BadInput."""
+    import_libraries()
     from transformers import AutoTokenizer
 
     where = _folder_or_id(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+        with _ONE_AT_A_TIME:
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
         raise _unusable(whose, model, "tokenizer", error) from error
     if not tokenizer.chat_template:
@@ -82,6 +97,7 @@ def load_model(
     weights are missing, damaged or of another shape than the config says, and Unavailable where the
     device has no memory left for them.
     """
+    import_libraries()
     import torch
     import transformers
 

@@ -97,6 +97,7 @@ class ModelReward:
         self._loaded = None
 
     def _score(self, pairs: list[tuple[str, str]]) -> list[Score | Permanent]:
+        loading.import_libraries()
         import torch
 
         if self._loaded is None:
