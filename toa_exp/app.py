@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from toa_exp import labels
 from toa_exp.cli import CONF
 from toa_exp.errors import BadInput, ToaError, choose
+from toa_exp.redact import split_password
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that methods of one's own package are found
     labels.register()
-    arguments = [part for argument in arguments for part in _split(argument)]
+    arguments = [_without_password(part) for argument in arguments for part in _split(argument)]
     overrides = _overrides(arguments)
     for override in overrides:
         if override.key_or_group == "experiment":
@@ -92,6 +93,19 @@ def _split(argument: str) -> list[str]:
     """A flag that has its value behind an equals sign, as two arguments."""
     flag, equals, value = argument.partition("=")
     return [flag, value] if equals and flag in _FLAGS_WITH_VALUE else [argument]
+
+
+def _without_password(argument: str) -> str:
+    """The argument without the password of the store's URL, which the environment holds from here on.
+
+    What Hydra is given it logs, writes to files and sends to other machines.
+    """
+    if not argument.lstrip("+").startswith("store."):
+        return argument
+    bare, password = split_password(argument)
+    if password is not None:
+        os.environ["PGPASSWORD"] = password
+    return bare
 
 
 def positional(arguments: list[str], key: str) -> list[str]:

@@ -70,8 +70,9 @@ class Database:
             given = psycopg.conninfo.conninfo_to_dict(url)
         except psycopg.Error:  # its message may hold parts of a password
             raise BadInput(
-                f"store.path={self.name} is no PostgreSQL URL; one reads postgresql://user@host:5432/database, "
-                f"special characters as %XX. A password is better in PGPASSWORD or ~/.pgpass"
+                f"store.path={self.name} is no PostgreSQL URL; one reads "
+                f"postgresql://user@host:5432/database, special characters as %XX. A password is better in "
+                f"PGPASSWORD or ~/.pgpass"
             ) from None
         self._reach: dict[str, Any] = {**_REACH, **given}
         self._patient = patient
@@ -137,8 +138,8 @@ class Database:
                 f"{self.name} does not take a value that an engine or a reward gave ({_line(error)})"
             )
         return StoreError(
-            f"{what}. Check store.path, that the server runs, takes connections from this machine and has the "
-            f"role and the database, and the password in PGPASSWORD or ~/.pgpass"
+            f"{what}. Check store.path, that the server runs, takes connections from this machine and has "
+            f"the role and the database, and the password in PGPASSWORD or ~/.pgpass"
         )
 
 
@@ -155,14 +156,14 @@ def _set_up(connection: psycopg.Connection[Any]) -> None:
                 found = [VERSION]
     if found != [VERSION]:
         raise StoreError(
-            f"database {connection.info.dbname!r} has store format {', '.join(map(str, found))}, this version "
-            f"of toa-exp reads {VERSION}; choose another database or install the version that wrote it"
+            f"database {connection.info.dbname!r} has store format {', '.join(map(str, found))}, this "
+            f"version of toa-exp reads {VERSION}; choose another database or install the version that wrote it"
         )
 
 
 def _versions(connection: psycopg.Connection[Any]) -> list[int] | None:
     """The format of the tables that are there; None where there are none."""
-    query = "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL"
+    query = "SELECT relname FROM pg_class WHERE relname = ANY(%s) AND pg_table_is_visible(oid)"
     there = {name for (name,) in connection.execute(query, (_TABLES,))}
     if not there:
         return None

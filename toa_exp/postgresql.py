@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from toa_exp.database import Database
-from toa_exp.draws import Draw, Sample, Score, ScoreKey, encode
+from toa_exp.draws import Draw, Sample, Score, ScoreKey, decode, encode
 from toa_exp.storage import Storage
 from toa_exp.tables import DRAWS, SCORES, Table
 
@@ -54,6 +54,7 @@ class PostgreSQL(Storage):
     that is not there at the start. Raises StoreError as `Database` does.
     """
 
+    KIND: ClassVar[str] = "database"
     ENTRY: ClassVar[str] = "draws.entry"
 
     def __init__(self, url: str, *, patient: bool = False) -> None:
@@ -217,7 +218,7 @@ class _Rows:
         """Take in what was found; whether others were first with a row that was to be inserted."""
         if self._read is not None:
             for problem, key, *row in self._read:
-                columns = (value.decode() if isinstance(value, bytes) else value for value in row)
+                columns = (decode(value) if isinstance(value, bytes) else value for value in row)
                 self.held[problem, key] = self.table.read(*columns)
         return self._written is not None and self._written.rowcount < len(self.puts)
 

@@ -27,7 +27,7 @@ _SECRET_TEXT = re.compile(
     r"|\b(?i:bearer|basic) (?=\S*\d)[\w.~+/=-]{16,}",
     re.DOTALL,
 )
-_PASSWORD = re.compile(r"^(\w+://[^:@/?#]*):(.*)(?=@)|(?<=[?&])password=([^&]*)&?")
+_PASSWORD = re.compile(r"(\w+://[^:@/?#]*):(.*)(?=@)|(?<=[?&])password=([^&]*)&?")
 _LEAST = 12  # characters; a shorter value of a secret variable may well be a word of the config
 
 
@@ -76,6 +76,6 @@ def _secrets_of_environment() -> list[str]:
 
 
 def split_password(url: str) -> tuple[str, str | None]:
-    """A database's URL without its password, and the password, None where it has none."""
+    """A text with a database's URL without its password, and the password, None where it has none."""
     found = [match[2] or match[3] for match in _PASSWORD.finditer(url)]
     return _PASSWORD.sub(r"\1", url).rstrip("?&"), unquote(found[0]) if found and found[0] else None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from toa_exp.budgets import Budgets
 from toa_exp.core import Problem, Reply
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 _AHEAD = 4  # times `concurrency`: how far finished problems may run ahead of one that is slow
 
 Selection = Callable[[Sequence[Reply], Canonical], int | None]
-_Queue = asyncio.Queue[tuple[Problem, "asyncio.Task[list[Outcome] | Unavailable]"] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,12 @@ class Observer(Protocol):
         """A problem is given up for now; rerunning the command tries it again."""
 
 
+Result = list[Outcome] | Unavailable
+"""The outcomes of a problem at all budgets, or why it has none for now."""
+
+_Queue = asyncio.Queue[tuple[Problem, asyncio.Task[Result]] | None]
+
+
 class Runner:
     """Runs a method on all problems of a task.
 
@@ -92,27 +98,28 @@ class Runner:
 
     async def run(self, path: Path, observer: Observer) -> None:
         """Write a line a problem and budget to `path`, in the order of the problems."""
+        with path.open("w", encoding="utf-8") as file:
+            await self.solve(self._task.problems(), partial(write, file, observer))
+
+    async def solve(self, problems: Iterable[Problem], done: Callable[[Problem, Result], None]) -> None:
+        """Call `done` with what came of each problem, in the order given."""
         queue: _Queue = asyncio.Queue(self._concurrency * _AHEAD)
         try:
-            with path.open("w", encoding="utf-8") as file:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._open_problems(group, queue))
-                    while (entry := await queue.get()) is not None:
-                        problem, solving = entry
-                        result = await solving
-                        if isinstance(result, Unavailable):
-                            observer.parked(problem.id, str(result))
-                        else:
-                            file.writelines(outcome.line() + "\n" for outcome in result)
-                            observer.outcomes(result)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._open_problems(problems, group, queue))
+                while (entry := await queue.get()) is not None:
+                    problem, solving = entry
+                    done(problem, await solving)
         except BaseExceptionGroup as group_of_errors:
             raise group_of_errors.exceptions[0] from None
 
-    async def _open_problems(self, group: asyncio.TaskGroup, queue: _Queue) -> None:
+    async def _open_problems(
+        self, problems: Iterable[Problem], group: asyncio.TaskGroup, queue: _Queue
+    ) -> None:
         """Start problems in order, as places become free; None ends the queue."""
         slots = asyncio.Semaphore(self._concurrency)
 
-        async def work(problem: Problem) -> list[Outcome] | Unavailable:
+        async def work(problem: Problem) -> Result:
             try:
                 return await self._solve(problem)
             except Unavailable as error:
@@ -120,7 +127,7 @@ class Runner:
             finally:
                 slots.release()
 
-        for problem in self._task.problems():
+        for problem in problems:
             await slots.acquire()
             await queue.put((problem, group.create_task(work(problem))))
         await queue.put(None)
@@ -141,3 +148,12 @@ class Runner:
             metrics = dict(await self._task.score(problem, replies[answer].text))
         rewards = [reply.reward for reply in replies if reply.failure is None]
         return Outcome(problem.id, budget, steps, answer, metrics, cost, max(rewards, default=None))
+
+
+def write(file: TextIO, observer: Observer, problem: Problem, result: Result) -> None:
+    """Write the lines of a problem, and tell the observer."""
+    if isinstance(result, Unavailable):
+        observer.parked(problem.id, str(result))
+    else:
+        file.writelines(outcome.line() + "\n" for outcome in result)
+        observer.outcomes(result)

@@ -25,6 +25,8 @@ class Storage(ABC):
     """
 
     name: str
+    KIND: ClassVar[str]
+    """What it is: a file, a database."""
     ENTRY: ClassVar[str]
     """The column of draws that grows as they are stored."""
 
@@ -68,7 +70,10 @@ class Storage(ABC):
 
     @abstractmethod
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-        """The rows of a query with ? for each value, one at a time; digests are bytes, texts str."""
+        """The rows of a query with ? for each value, one at a time.
+
+        Texts and problems' ids may be bytes; see `toa_exp.draws.decode`.
+        """
 
     @abstractmethod
     def size(self) -> int:
@@ -99,12 +104,15 @@ def is_url(where: str) -> bool:
     return match is not None
 
 
-def open_store(where: str) -> Storage:
-    """The store at a path or a postgresql:// URL, made on first use."""
+def open_store(where: str, *, patient: bool = False) -> Storage:
+    """The store at a path or a postgresql:// URL, made on first use.
+
+    `patient` waits a minute for a server that is not there.
+    """
     if is_url(where):
         from toa_exp.postgresql import PostgreSQL
 
-        return PostgreSQL(where)
+        return PostgreSQL(where, patient=patient)
     from toa_exp.store import Store
 
     return Store(Path(where))

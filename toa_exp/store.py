@@ -61,6 +61,7 @@ class Store(Storage):
     full; such a file is never written to.
     """
 
+    KIND: ClassVar[str] = "file"
     ENTRY: ClassVar[str] = "draws.rowid"
 
     def __init__(self, path: str | Path) -> None:
