@@ -157,7 +157,8 @@ def _set_up(connection: psycopg.Connection[Any]) -> None:
     if found != [VERSION]:
         raise StoreError(
             f"database {connection.info.dbname!r} has store format {', '.join(map(str, found))}, this "
-            f"version of toa-exp reads {VERSION}; choose another database or install the version that wrote it"
+            f"version of toa-exp reads {VERSION}; choose another database, or install the version that wrote "
+            f"it"
         )
 
 

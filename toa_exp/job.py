@@ -44,6 +44,7 @@ class Job:
     store: str
     place: Local
     config: DictConfig
+    overrides: list[str]
 
     @cached_property
     def problems(self) -> int:
@@ -93,7 +94,7 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
     _check_numbers(config)
     if place is None:
         place = build(config.runner, "runner")
-    task: Task = build(config.task, "task")
+    task = task_of(config)
     agents = agents_of(_plain(config.ensemble))
     budgets = call(Budgets.of, _plain(config.budget), "budget")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
@@ -118,7 +119,14 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
         store=config.store.path,
         place=place,
         config=config,
+        overrides=overrides,
     )
+
+
+def task_of(config: DictConfig) -> Task:
+    """The run's task."""
+    task: Task = build(config.task, "task")
+    return task
 
 
 def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:

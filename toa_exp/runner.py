@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from toa_exp.aio import in_order
 from toa_exp.budgets import Budgets
 from toa_exp.core import Problem, Reply
 from toa_exp.cost import Cost
@@ -21,8 +21,6 @@ from toa_exp.tasks.base import Task
 from toa_exp.trajectory import Player, Step
 
 log = logging.getLogger(__name__)
-
-_AHEAD = 4  # times `concurrency`: how far finished problems may run ahead of one that is slow
 
 Selection = Callable[[Sequence[Reply], Canonical], int | None]
 
@@ -69,8 +67,6 @@ class Observer(Protocol):
 Result = list[Outcome] | Unavailable
 """The outcomes of a problem at all budgets, or why it has none for now."""
 
-_Queue = asyncio.Queue[tuple[Problem, asyncio.Task[Result]] | None]
-
 
 class Runner:
     """Runs a method on all problems of a task.
@@ -103,34 +99,13 @@ class Runner:
 
     async def solve(self, problems: Iterable[Problem], done: Callable[[Problem, Result], None]) -> None:
         """Call `done` with what came of each problem, in the order given."""
-        queue: _Queue = asyncio.Queue(self._concurrency * _AHEAD)
+        await in_order(problems, self._result, done, self._concurrency)
+
+    async def _result(self, problem: Problem) -> Result:
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._open_problems(problems, group, queue))
-                while (entry := await queue.get()) is not None:
-                    problem, solving = entry
-                    done(problem, await solving)
-        except BaseExceptionGroup as group_of_errors:
-            raise group_of_errors.exceptions[0] from None
-
-    async def _open_problems(
-        self, problems: Iterable[Problem], group: asyncio.TaskGroup, queue: _Queue
-    ) -> None:
-        """Start problems in order, as places become free; None ends the queue."""
-        slots = asyncio.Semaphore(self._concurrency)
-
-        async def work(problem: Problem) -> Result:
-            try:
-                return await self._solve(problem)
-            except Unavailable as error:
-                return error
-            finally:
-                slots.release()
-
-        for problem in problems:
-            await slots.acquire()
-            await queue.put((problem, group.create_task(work(problem))))
-        await queue.put(None)
+            return await self._solve(problem)
+        except Unavailable as error:
+            return error
 
     async def _solve(self, problem: Problem) -> list[Outcome]:
         readings = await self._budgets.readings(self._player, problem, self._anytime)
