@@ -189,7 +189,7 @@ class Actors:
 
 
 class Remote(Local):
-    """Searches in this process, agents and the reward as actors where they have any; `start` is as in Replicas."""
+    """Searches here, agents and the reward as actors where they have any; `start` is as in Replicas."""
 
     def __init__(self, actors: Actors, start: int) -> None:
         self._actors = actors

@@ -65,7 +65,7 @@ class Ray(Local):
         restarts: int,
         patience: float,
         agent: Mapping[str, Any],
-        agents: Mapping[str, Mapping[str, Any]],
+        agents: Mapping[str, Mapping[str, Any]] | None,
         reward: Mapping[str, Any],
     ) -> None:
         for name, value, low in (("workers", workers, 1), ("shard", shard, 1), ("retries", retries, 0),
@@ -80,7 +80,7 @@ class Ray(Local):
         self._restarts = restarts
         self._patience = patience
         self._agent = agent
-        self._agents = agents
+        self._agents = agents or {}
         self._reward = call(Share, reward, "runner.reward")
 
     def engine(self, config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
