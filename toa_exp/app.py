@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from toa_exp import labels
 from toa_exp.cli import CONF
-from toa_exp.errors import BadInput, ToaError, choose
+from toa_exp.errors import BadInput, ToaError, choose, missing_extra
 from toa_exp.redact import split_password
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(job)()
     except MissingConfigException as error:
+        _check_plugin(str(error.missing_cfg_file))
         if error.options is None:
             raise BadInput(str(error)) from error
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
@@ -77,6 +78,15 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         raise BadInput(str(error).strip()) from error
     return max(failed, default=0)
+
+
+def _check_plugin(missing: str) -> None:
+    """Raise BadInput where what is missing comes with a package that is not installed."""
+    plugins = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "ray_aws": "ray"}
+    group, _, choice = missing.rpartition("/")
+    if group == "hydra/launcher" and choice in plugins:
+        extra = plugins[choice]
+        raise missing_extra({"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}[extra], extra)
 
 
 def _report(error: Exception, command: str) -> int:

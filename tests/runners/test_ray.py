@@ -13,7 +13,7 @@ from helpers import cli
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 # Simulated agents that take their time, and note which process drew what, and whether it was stored before.
-SLOW_AGENTS = '''
+SLOW_AGENTS = """
 import asyncio, os
 from toa_exp.engines.simulator import Simulator
 from toa_exp.storage import open_store
@@ -29,7 +29,7 @@ class Slow(Simulator):
             file.write(f"{os.getpid()} {draw.request.agent} {draw.key.hex()} {stored}\\n")
         await asyncio.sleep(draw.key[0] / 2000)
         return await super().sample(draw)
-'''
+"""
 RUN = ["run", "task=simulated", "task.problems=60", "method=toa", "budget.samples=[6,12]", "concurrency=4",
        "tracking.mode=disabled", "backoff=0.1"]  # fmt: skip
 RESULTS = Path("results/default/simulated/simulated/toa/seed=0")
@@ -86,7 +86,7 @@ def test_an_actor_and_a_node_may_die(cluster, request, tmp_path, kind):
     os.kill(actor, signal.SIGKILL)
     wait_for(process, killed, 200)
     cluster.remove_node(cluster.work[1], allow_graceful=False)
-    out, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "an actor died" in err and "another takes it over" in err
     assert results(killed) == results(whole)
