@@ -60,15 +60,25 @@ class Server:
             time.sleep(0.05)
         time.sleep(0.2)
 
-    def database(self) -> str:
+    def database(self, tablespace: str = "pg_default") -> str:
         """The URL, password included, of a new and empty database."""
-        import psycopg
-
         self._databases += 1
         name = f"study{self._databases}"
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+        self._execute(f"CREATE DATABASE {name} TABLESPACE {tablespace}")
         return self.url(name)
+
+    def tablespace(self, folder: Path) -> str:
+        """The name of a tablespace in an empty folder, where databases may then be."""
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres")
+        self._execute(f"CREATE TABLESPACE small LOCATION '{folder}'")
+        return "small"
+
+    def _execute(self, command: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(command)
 
     def url(self, name: str, password: str | None = PASSWORD) -> str:
         """The URL of a database."""
