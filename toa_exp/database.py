@@ -77,7 +77,11 @@ class Database:
         self._reach: dict[str, Any] = {**_REACH, **given}
         self._patient = patient
         self._connection: psycopg.Connection[Any] | None = None
-        self.transact(_set_up)
+        try:
+            self.transact(_set_up)
+        except BaseException:
+            self.close()
+            raise
         self._patient = True  # a server that was there comes back
 
     def connect(self) -> psycopg.Connection[Any]:

@@ -1,4 +1,4 @@
-"""What befalls a store while real runs use it: nothing stored is lost, and the next run ends as if nothing had been."""
+"""What befalls a store while real runs use it: nothing stored is lost, and all ends as it would have."""
 
 import os
 import re
