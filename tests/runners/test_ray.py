@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import cli
+from helpers import cli, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -93,3 +93,48 @@ def test_an_actor_and_a_node_may_die(cluster, request, tmp_path, kind):
     assert {stored for *_, stored in drawn(killed)} == {"0"}  # nothing that was stored was drawn again
     assert "s3cret" not in err + (killed / RESULTS / "config.yaml").read_text()
     cli("store", "verify", f"store.path={where}", cwd=killed)
+
+
+def test_models_as_actors(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    run = [
+        "run", "task=lab_math", "ensemble=lab", "~ensemble.agents.cleo", "~ensemble.agents.dan",
+        "task.problems=6", "budget.samples=[4]", "method=toa", "tracking.mode=disabled",
+    ]  # fmt: skip
+    spread, alone = tmp_path / "spread", tmp_path / "alone"
+    spread.mkdir()
+    alone.mkdir()
+    result = cli(*run, "runner=ray", "runner.workers=2", "runner.shard=2", cwd=spread)
+    assert result.returncode == 0, result.stderr
+    (path,) = spread.rglob("trajectories.jsonl")
+    written = path.read_bytes()
+    again = cli(*run, cwd=spread)
+    assert "; 0 samples drawn" in again.stdout and path.read_bytes() == written
+    assert cli(*run, cwd=alone).returncode == 0
+    (other,) = alone.rglob("trajectories.jsonl")
+    found = [
+        [
+            [(sample["draw"], sample["reward"]) for sample in line["samples"]]
+            for line in lines(one.read_text())
+        ]
+        for one in (path, other)
+    ]
+    assert found[0] == found[1]  # the seconds, which are measured, differ
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["runner.agent.num_gpus=64"], "no room for agent 'cedar'"),
+        (["runner.agents={cedra:{replicas:2}}"], "Did you mean 'cedar'?"),
+        (["runner.agent.num_gpu=1"], "Allowed: num_cpus, num_gpus, replicas, resources"),
+        (["runner.workers=0"], "runner.workers=0 must be at least 1"),
+        (["runner.address=127.0.0.1:1"], "there is no Ray cluster at '127.0.0.1:1'"),
+        (["ensemble.agents.cedar.options.skill=high"], "skill"),
+    ],
+)
+def test_bad_input(options, message, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    result = cli(*RUN, "runner=ray", *options, cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -159,8 +160,9 @@ def _cluster(address: str | None) -> Iterator[None]:
     where = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"address": where} if where else {"include_dashboard": False}
     try:
+        _knock(where)
         ray.init(logging_level=logging.WARNING, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"there is no Ray cluster at {where!r} ({first_line(error)}). Start one with `ray start --head` "
             f"and give runner.address=<host>:6379, or leave it out to use this machine alone"
@@ -169,3 +171,10 @@ def _cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody listens at host:port; Ray would wait for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
