@@ -82,7 +82,6 @@ class Database:
         except BaseException:
             self.close()
             raise
-        self._patient = True  # a server that was there comes back
 
     def connect(self) -> psycopg.Connection[Any]:
         """A further connection, in autocommit mode."""
@@ -103,9 +102,12 @@ class Database:
                 if self._connection is None or self._connection.closed:
                     self._connection = self.connect()
                     self._connection.execute(_SETTINGS)
-                return work(self._connection)
+                result = work(self._connection)
+                self._patient = True  # a server that was there comes back
+                return result
             except psycopg.Error as error:
                 if not self._may_pass(error) or (deadline and time.monotonic() > deadline):
+                    self._patient = False  # what else is on its way does not wait once more
                     raise self.explain(error) from None
                 if deadline is None:
                     deadline = time.monotonic() + _PATIENCE
