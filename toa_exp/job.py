@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,18 +21,18 @@ from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Reward
 from toa_exp.runner import Runner, Selection
-from toa_exp.sampler import Sampler
-from toa_exp.store import Store
+from toa_exp.sampler import Counts, Sampler
+from toa_exp.storage import Storage
 from toa_exp.tasks.base import Task
 from toa_exp.trajectory import Player
 
+if TYPE_CHECKING:
+    from toa_exp.runners.local import Local
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Job:
-    """Everything that a configuration describes.
-
-    `problems` is their number, `content` a digest of their ids, prompts and references.
-    """
+    """Everything that a configuration describes; `place` is where it runs."""
 
     task: Task
     engine: Engine
@@ -42,9 +42,22 @@ class Job:
     budgets: Budgets
     accountant: Accountant
     store: str
-    problems: int
-    content: str
+    place: Local
     config: DictConfig
+    overrides: list[str]
+
+    @cached_property
+    def problems(self) -> int:
+        """How many problems there are. Raises BadInput where the task's data cannot be used."""
+        return self.task.count()
+
+    @cached_property
+    def content(self) -> str:
+        """A digest of the problems' ids, prompts and references."""
+        state = hashlib.blake2b(digest_size=8)
+        for problem in self.task.problems():
+            state.update(digest(encode(problem.id), encode(problem.prompt), encode(str(problem.reference))))
+        return state.hexdigest()
 
     @property
     def pools(self) -> dict[str, str]:
@@ -65,16 +78,23 @@ class Job:
             concurrency=config.concurrency,
         )
 
-    def sampler(self, store: Store) -> Sampler:
-        """The sampler of this job over an open store."""
+    def sampler(self, store: Storage, counts: Counts) -> Sampler:
+        """The sampler of this job over an open store; it counts in `counts`."""
         config = self.config
-        return Sampler(self.engine, self.reward, store, retries=config.retries, backoff=config.backoff)
+        return Sampler(
+            self.engine, self.reward, store, retries=config.retries, backoff=config.backoff, counts=counts
+        )
 
 
-def assemble(config: DictConfig, overrides: list[str]) -> Job:
-    """Build what `config` describes; `overrides` are those of the command line. Raises BadInput."""
+def assemble(config: DictConfig, overrides: list[str], place: Local | None = None) -> Job:
+    """Build what `config` describes; `overrides` are those of the command line. Raises BadInput.
+
+    `place` stands in for the configuration's runner.
+    """
     _check_numbers(config)
-    task: Task = build(config.task, "task")
+    if place is None:
+        place = build(config.runner, "runner")
+    task = task_of(config)
     agents = agents_of(_plain(config.ensemble))
     budgets = call(Budgets.of, _plain(config.budget), "budget")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
@@ -82,10 +102,10 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
     replaced = "method._target_" in given
     keys = [str(key) for key in config.method if not replaced or f"method.{key}" in given]
     method = build_function(config.method, "method", keys)
-    reward: Reward = build(config.reward, "reward", task=task)
+    reward = place.reward(config, task)
     return Job(
         task=task,
-        engine=_engine(config, agents),
+        engine=place.engine(config, agents),
         reward=reward,
         method=method,
         selection=build_function(config.selection, "selection"),
@@ -97,13 +117,19 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
             config.flops,
         ),
         store=config.store.path,
-        problems=task.count(),
-        content=_content(task),
+        place=place,
         config=config,
+        overrides=overrides,
     )
 
 
-def _engine(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
+def task_of(config: DictConfig) -> Task:
+    """The run's task."""
+    task: Task = build(config.task, "task")
+    return task
+
+
+def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
     """The run's engine, beside those of `engines` where agents name them."""
     nodes = {None: config.engine, **config.engines}
     groups: dict[str | None, dict[str, Agent]] = {}
@@ -119,13 +145,6 @@ def _engine(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
         for name, members in groups.items()
     ]
     return engines[0] if len(engines) == 1 else Mixed(agents, engines)
-
-
-def _content(task: Task) -> str:
-    state = hashlib.blake2b(digest_size=8)
-    for problem in task.problems():
-        state.update(digest(encode(problem.id), encode(problem.prompt), encode(str(problem.reference))))
-    return state.hexdigest()
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from toa_exp import __version__
 from toa_exp.curves import Row, metrics_of, write_curve
 from toa_exp.draws import canonical, digest
 from toa_exp.errors import BadInput
+from toa_exp.redact import without_secrets
 from toa_exp.sampler import Counts
 from toa_exp.stats import LEVEL, RESAMPLES, SEED
 
 log = logging.getLogger(__name__)
 
 # What may differ between two runs of the same results.
-_IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store"}
+_IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store", "runner"}
 # How an endpoint is reached, and how often; see engines/openai.py.
 _REACH = {
     "base_url",
@@ -63,7 +64,7 @@ def record(
         "pools": dict(pools),
         "configuration": digest(canonical({**material, "problems": problems})).hex()[:8],
     }
-    return {"run": run, **values}
+    return {"run": run, **values, "store": without_secrets(values["store"])}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from toa_exp.draws import Draw, Sample, Score, ScoreKey, score_key
 from toa_exp.engines.base import Engine
 from toa_exp.errors import Permanent, Unavailable
 from toa_exp.rewards.base import Reward
-from toa_exp.store import Store
+from toa_exp.storage import Storage
 
 log = logging.getLogger(__name__)
 Given = ParamSpec("Given")
@@ -38,6 +38,11 @@ class Counts:
     failures: int = 0
     retries: int = 0
 
+    def add(self, other: Counts) -> None:
+        """Add what another process did."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 class Sampler:
     """Gives each trajectory its samples and scores, sharing them through the store.
@@ -46,8 +51,17 @@ class Sampler:
     `backoff` seconds at first and twice as long each time, up to a minute.
     """
 
-    def __init__(self, engine: Engine, reward: Reward, store: Store, *, retries: int, backoff: float) -> None:
-        self.counts = Counts()
+    def __init__(
+        self,
+        engine: Engine,
+        reward: Reward,
+        store: Storage,
+        *,
+        retries: int,
+        backoff: float,
+        counts: Counts | None = None,
+    ) -> None:
+        self.counts = counts or Counts()
         self.agent_digests = {
             name: store.register(agent.fingerprint()) for name, agent in engine.agents.items()
         }

@@ -7,10 +7,9 @@ are in results/<experiment>/<task>/<ensemble>/<method>/seed=<n>/.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -27,7 +26,6 @@ from toa_exp.metrics.pooled import pools_of
 from toa_exp.progress import Progress
 from toa_exp.runner import Outcome
 from toa_exp.sampler import Counts
-from toa_exp.store import Store
 from toa_exp.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -47,6 +45,7 @@ def _run(config: DictConfig) -> None:
     names = labels(config, hydra)
     folder = Path(hydra.runtime.output_dir)
     job = assemble(config, list(hydra.overrides.task))
+    log.info("%d problems", job.problems)
     record = records.record(config, hydra.runtime.choices, names, job.content, job.pools)
     with records.exclusive(folder), Tracker(config.tracking, folder, record) as tracker:
         records.warn_of_changes(folder, record)
@@ -101,19 +100,11 @@ def _why(outcome: Outcome) -> str:
 
 
 async def _carry_out(job: Job, path: Path, names: Mapping[str, str]) -> _Watch:
-    # Samples make many objects and no cycles: a tenth of the time goes if all are looked through so often.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-    async with AsyncExitStack() as held:
-        for part in (job.engine, job.reward, job.task):
-            held.push_async_callback(part.close)
-        store = held.enter_context(closing(Store(job.store)))
-        sampler = job.sampler(store)
-        label = f"{names['task']} {names['method']} {names['seed']}"
-        progress = held.enter_context(closing(Progress(job.problems, label, sampler.counts)))
-        curve = Curve(names["method"], job.budgets.values, pools_of(job.pools))
-        watch = _Watch(curve, progress, sampler.counts)
-        await job.runner(sampler).run(path, watch)
+    counts = Counts()
+    label = f"{names['task']} {names['method']} {names['seed']}"
+    with closing(Progress(job.problems, label, counts)) as progress:
+        watch = _Watch(Curve(names["method"], job.budgets.values, pools_of(job.pools)), progress, counts)
+        await job.place.run(job, path, watch, counts)
     return watch
 
 
