@@ -20,6 +20,7 @@ from toa_exp.engines.mixed import Mixed
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Reward
+from toa_exp.rewards.warmup import WarmUp, check_tau, warm_up_of
 from toa_exp.runner import Runner, Selection
 from toa_exp.sampler import Sampler
 from toa_exp.store import Store
@@ -44,6 +45,7 @@ class Job:
     store: str
     problems: int
     content: str
+    warm_up: WarmUp | None
     config: DictConfig
 
     @property
@@ -68,7 +70,9 @@ class Job:
     def sampler(self, store: Store) -> Sampler:
         """The sampler of this job over an open store."""
         config = self.config
-        return Sampler(self.engine, self.reward, store, retries=config.retries, backoff=config.backoff)
+        sampler = Sampler(self.engine, self.reward, store, retries=config.retries, backoff=config.backoff)
+        sampler.scorer.first = self.warm_up
+        return sampler
 
 
 def assemble(config: DictConfig, overrides: list[str]) -> Job:
@@ -83,6 +87,8 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
     keys = [str(key) for key in config.method if not replaced or f"method.{key}" in given]
     method = build_function(config.method, "method", keys)
     reward: Reward = build(config.reward, "reward", task=task)
+    tau = method.keywords.get("tau")
+    check_tau(tau, reward)
     return Job(
         task=task,
         engine=_engine(config, agents),
@@ -99,6 +105,7 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
         store=config.store.path,
         problems=task.count(),
         content=_content(task),
+        warm_up=warm_up_of(reward, task, _plain(config.warm_up) if config.get("warm_up") else None, tau),
         config=config,
     )
 

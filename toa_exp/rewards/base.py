@@ -33,8 +33,9 @@ class Reward(Protocol):
     """Scores texts, higher is better.
 
     `shape` is the architecture its FLOPs are counted from, None where no model runs. A reward may also
-    declare the `range` of its scores (None: unknown), and one that is made of others has them as
-    `members` (rewards/ensemble.py). `score` is called for many texts at once and batches them as it
+    declare the `range` of its scores (None: unknown), and by `warms_up` False that there is nothing to
+    try it on (rewards/warmup.py). One that is made of others has them as `members`
+    (rewards/ensemble.py). `score` is called for many texts at once and batches them as it
     likes; it raises Unavailable or Permanent as an engine does.
     """
 
