@@ -48,7 +48,8 @@ class Scorer:
         if score is None:
             if self.first is not None:
                 await self._begin()
-            score = await self._once(key.digest, self._make, problem, text, key)
+                score = await self._store.get_score(key)  # it may have been one of the first
+            score = score or await self._once(key.digest, self._make, problem, text, key)
         return score
 
     async def _begin(self) -> None:

@@ -76,12 +76,12 @@ class Judge:
         settings = {"messages": list(messages), "scale": list(scale), "expected": expected}
         self._fingerprint = {**settings, **({} if expected else {"pattern": pattern})}
         make: Any = engine  # a partial, as a YAML with _partial_ gives it
-        self._engine: Any = call(make.func, make.keywords, "reward.engine", agents={"judge": self._agent})
-        if expected and not hasattr(self._engine, "answer"):
+        if expected and not hasattr(make.func, "answer"):
             raise BadInput(
                 "reward.expected=true needs the log-probabilities of an endpoint; choose "
                 "engine@reward.engine=openai, or reward.expected=false"
             )
+        self._engine: Any = call(make.func, make.keywords, "reward.engine", agents={"judge": self._agent})
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The model and its sampling, what it is asked and how its reply is read."""
