@@ -76,6 +76,14 @@ class Turn:
     upper: float
 
 
+def check(x: str, bins: int) -> None:
+    """Raise BadInput for an axis or a number of quantiles that there is not."""
+    if x not in AXES:
+        raise choose("x", x, AXES)
+    if bins < 1:
+        raise BadInput(f"bins={bins}: give a number of quantiles, 1 or more")
+
+
 class Panel:
     """The numbers of one curve: `judged` holds a list of problems for each of its seeds."""
 
@@ -98,8 +106,6 @@ class Panel:
 
     def points(self, x: str) -> list[Point]:
         """The curve; a problem is averaged over its seeds first."""
-        if x not in AXES:
-            raise choose("x", x, AXES)
         found = []
         for n, problems in self._by_n.items():
             table = self._table(list(problems.values()))
@@ -135,8 +141,6 @@ class Panel:
         """Gold by quantile of the proxy over all judged samples; equal proxies stay together."""
         import numpy as np
 
-        if bins < 1:
-            raise BadInput(f"bins={bins}: give a number of quantiles, 1 or more")
         rows = [
             (problem, proxy, gold) for problem, samples in self._samples().items() for proxy, gold in samples
         ]

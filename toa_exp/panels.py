@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from toa_exp.figures import lines, looks_of, save, signature, title
 from toa_exp.gold import Gold
-from toa_exp.overoptimisation import Bin, Panel, Point, Turn, write
+from toa_exp.overoptimisation import Bin, Panel, Point, Turn, check, write
 from toa_exp.results import Run, find_runs
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def overoptimisation(
     the curve as CSV and, ending in -calibration and -turns, the other two tables. Raises BadInput where
     there is nothing to draw.
     """
+    check(x, bins)
     tasks: dict[str, list[Run]] = {}
     for run in find_runs(folder):
         tasks.setdefault(run.labels["task"], []).append(run)
@@ -97,7 +98,10 @@ def _fill(
         axes.set_xlabel(_X_TITLES[x])
         axes.set_title(label, loc="left", fontsize=8)
         values = [p.x for curve in points for p in curve]
-        if x != "kl" and min(values) > 0 and max(values) > 10 * min(values):
+        if x == "samples":
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+        elif x != "kl" and max(values) > 10 * min(values):
             axes.set_xscale("log")
     calibrated.set_title(f"{gold_title} of samples", loc="left", fontsize=8)
     calibrated.set_xlabel("Selecting reward, by quantile")
