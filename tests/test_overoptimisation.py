@@ -8,9 +8,16 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import cli
+from omegaconf import OmegaConf
+
+from toa_exp.errors import BadInput
+from toa_exp.gold import Gold
+from toa_exp.panels import overoptimisation
+from toa_exp.store import Store
 
 DESIGNED = """
 from random import Random
@@ -67,10 +74,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def panel(folder: Path, *arguments: str) -> str:
-    done = cli("overoptimisation", "results/designed", "--config-dir", folder, *arguments, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def at_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder as a user works in it."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+def panel(
+    *, x: str = "samples", bins: int = 10, held_out: bool | None = None, gold: str | None = "accuracy",
+    **settings: object,
+) -> None:  # fmt: skip
+    node = (
+        None if held_out is None else OmegaConf.create({"_target_": "designed.Reads", "held_out": held_out})
+    )
+    given = {"calibration": 16, "store": None, "retries": 0, "backoff": 0.0, **settings}
+    name = "apart" if held_out else "accuracy"
+    overoptimisation(Path("results/designed"), Gold(gold, node, **given), name, x=x, bins=bins, out=None)
 
 
 def rows(folder: Path, name: str) -> list[dict[str, str]]:
@@ -90,7 +111,8 @@ def best_of(folder: Path, n: int) -> list[float]:
 
 
 def test_gold_turns_down_where_the_design_says(folder: Path) -> None:
-    said = panel(folder)
+    done = cli("overoptimisation", "results/designed", cwd=folder)
+    assert done.returncode == 0, done.stderr
     points = {int(float(row["n"])): row for row in rows(folder, "accuracy") if row["curve"] == "random"}
     assert list(points) == [1, 2, 4, 8, 16, 32, 64]
     for n, row in points.items():
@@ -103,23 +125,23 @@ def test_gold_turns_down_where_the_design_says(folder: Path) -> None:
     assert proxies == sorted(proxies)
     [turn] = [row for row in rows(folder, "accuracy-turns") if row["curve"] == "random"]
     assert float(turn["n"]) in (2, 4, 8) and float(turn["upper"]) < -0.5
-    assert "over-optimised" in next(line for line in said.splitlines() if " random " in line)
+    assert "over-optimised" in next(line for line in done.stdout.splitlines() if " random " in line)
     for ending in ("png", "svg", "pdf"):
         assert (folder / f"results/designed/figures/jsonl-overoptimisation-accuracy.{ending}").is_file()
     drawn = (folder / "results/designed/figures/jsonl-overoptimisation-accuracy.svg").read_text()
     assert "gold:accuracy" in drawn and "reward:designed" in drawn
 
 
-def test_a_method_that_its_budget_shapes_is_read_at_its_budgets(folder: Path) -> None:
-    panel(folder, "x=flops")
-    points = [row for row in rows(folder, "accuracy") if row["curve"] == "toa"]
+def test_a_method_that_its_budget_shapes_is_read_at_its_budgets(at_work: Path) -> None:
+    panel(x="flops")
+    points = [row for row in rows(at_work, "accuracy") if row["curve"] == "toa"]
     assert [float(row["n"]) for row in points] == [4, 16]
     assert 0 < float(points[0]["x"]) < float(points[1]["x"])
 
 
-def test_calibration_is_gold_by_quantile_of_the_reward(folder: Path) -> None:
-    panel(folder, "bins=5", f"calibration={N}")
-    bins = [row for row in rows(folder, "accuracy-calibration") if row["curve"] == "random"]
+def test_calibration_is_gold_by_quantile_of_the_reward(at_work: Path) -> None:
+    panel(bins=5, calibration=N)
+    bins = [row for row in rows(at_work, "accuracy-calibration") if row["curve"] == "random"]
     assert [int(row["quantile"]) for row in bins] == [1, 2, 3, 4, 5]
     assert sum(int(row["samples"]) for row in bins) == 2 * 40 * N
     # Of u in fifths: 0 to 0.2 none, 0.2 to 0.4 half, then all, and of the last fifth three quarters.
@@ -128,33 +150,41 @@ def test_calibration_is_gold_by_quantile_of_the_reward(folder: Path) -> None:
     assert all(float(row["gold_lo"]) <= float(row["gold"]) <= float(row["gold_hi"]) for row in bins)
 
 
-def test_a_held_out_reward_may_be_the_gold_and_its_scores_are_stored(folder: Path) -> None:
-    (folder / "asked").unlink()
-    panel(folder, "reward@held_out=apart", "x=kl", "calibration=0")
-    asked = (folder / "asked").read_text().splitlines()
+def test_a_held_out_reward_may_be_the_gold_and_its_scores_are_stored(at_work: Path) -> None:
+    (at_work / "asked").unlink()
+    command = ["overoptimisation", "results/designed", "--config-dir", ".", "reward@held_out=apart"]
+    done = cli(*command, "x=kl", "calibration=0", cwd=at_work)
+    assert done.returncode == 0, done.stderr
+    asked = (at_work / "asked").read_text().splitlines()
     assert set(asked) == {"True"} and len(asked) > 40
-    for row in rows(folder, "apart"):
+    for row in rows(at_work, "apart"):
         if row["curve"] == "random":
             n = int(float(row["n"]))
-            chosen = best_of(folder, n)
+            chosen = best_of(at_work, n)
             assert float(row["gold"]) == pytest.approx(sum(-abs(u - 0.6) for u in chosen) / len(chosen))
             assert float(row["x"]) == pytest.approx(math.log(n) - (n - 1) / n)
-    assert rows(folder, "apart-calibration") == []
-    panel(folder, "reward@held_out=apart", "calibration=0")
-    assert (folder / "asked").read_text().splitlines() == asked
+    assert rows(at_work, "apart-calibration") == []
+    panel(held_out=True, calibration=0)
+    assert (at_work / "asked").read_text().splitlines() == asked
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("settings", "message"),
     [
-        (["gold=acuracy"], "Did you mean 'accuracy'"),
-        (["x=time"], "flops, kl, samples, tokens"),
-        (["reward@held_out=designed"], "the one that the run selected by"),
-        (["store=nowhere.sqlite"], "no store at nowhere.sqlite"),
-        (["bins=0"], "bins=0"),
-        (["calibration=-1"], "calibration=-1"),
+        ({"gold": "acuracy"}, "Did you mean 'accuracy'"),
+        ({"x": "time"}, "flops, kl, samples, tokens"),
+        ({"held_out": False}, "the one that the run selected by"),
+        ({"store": "nowhere.sqlite"}, r"no store at nowhere\.sqlite"),
+        ({"bins": 0}, "bins=0"),
+        ({"calibration": -1}, "calibration=-1"),
     ],
 )
-def test_bad_input_is_named(folder: Path, arguments: list[str], message: str) -> None:
-    done = cli("overoptimisation", "results/designed", "--config-dir", folder, *arguments, cwd=folder)
-    assert done.returncode == 2 and message in done.stderr
+def test_bad_input_is_named(at_work: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        panel(**settings)
+
+
+def test_texts_that_are_not_in_the_store_are_named(at_work: Path, tmp_path: Path) -> None:
+    Store(tmp_path / "empty.sqlite").close()
+    with pytest.raises(BadInput, match=r"no text for draw \w{32} of problem 'q0'.*store\.path="):
+        panel(store=str(tmp_path / "empty.sqlite"))

@@ -96,7 +96,9 @@ class Gold:
         config: Any = OmegaConf.load(run.folder / "config.yaml")
         where = Path(self._store or config.store.path)
         if not where.is_file():
-            raise BadInput(f"there is no store at {where}, which has the texts of {run.folder}; give store=")
+            raise BadInput(
+                f"there is no store at {where}, which has the texts of {run.folder}; give store.path=<file>"
+            )
         task: Task = build(config.task, "task")
         async with AsyncExitStack() as held:
             held.push_async_callback(task.close)
@@ -220,7 +222,7 @@ class _Judge:
             if stored is None:
                 raise BadInput(
                     f"the store has no text for draw {sample['draw']} of problem {problem.id!r} in "
-                    f"{self._run.folder}; give the store that the run wrote: store=<file>"
+                    f"{self._run.folder}; give the store that the run wrote: store.path=<file>"
                 )
             reward = float("-inf") if sample["reward"] is None else sample["reward"]
             found.append(Reply(request, stored.text, reward, usage, sample["failure"]))

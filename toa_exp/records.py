@@ -157,7 +157,7 @@ def _decides(key: str) -> bool:
     """Whether a key of the configuration, dotted, has a say in the results."""
     group = key.partition(".")[0]
     *above, last = key.split(".")
-    reach = (group == "ensemble" or {"engine", "engines"} & set(above)) and last in _REACH
+    reach = (group in {"ensemble", "reward"} or {"engine", "engines"} & set(above)) and last in _REACH
     return group not in _IMMATERIAL and not reach
 
 

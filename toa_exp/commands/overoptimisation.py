@@ -37,7 +37,7 @@ def _overoptimisation(config: DictConfig) -> None:
         name,
         held_out,
         calibration=config.calibration,
-        store=config.store,
+        store=config.store.path,
         retries=config.retries,
         backoff=config.backoff,
     )
