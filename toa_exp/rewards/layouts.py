@@ -149,17 +149,31 @@ class _Turns(_Laid):
     """A conversation, a step a turn, such as RLHFlow's models read; read before each mark."""
 
     def __call__(self, prompt: str, text: str) -> StepChat:
+        steps = self._steps(text)
+        if not steps:
+            return self._tokens(self._render([{"role": "user", "content": prompt}]), 0, [])
+        steps[0] = f"{prompt} {steps[0]}"
         messages: list[Message] = []
-        ends, whole = [], self._render([{"role": "user", "content": prompt}])
-        for number, step in enumerate(self._steps(text)):
-            messages.append({"role": "user", "content": step if number else f"{prompt} {step}"})
-            opening = self._render(messages, reply=True)
-            ends.append(len(opening))
+        for step in steps:
+            messages.append({"role": "user", "content": step})
             messages.append({"role": "assistant", "content": self._mark})
-            whole = self._render(messages)
+        whole = self._render(messages)
+        # What stands between a step and its mark is found once: to render every turn is quadratic.
+        opened = self._render([{"role": "user", "content": "step"}], reply=True)
+        between = opened.rpartition("step")[2]
+        ends = [match.start() + len(between) for match in re.finditer(re.escape(between + self._mark), whole)]
+        if len(ends) != len(steps):  # an answer has it too
+            ends = self._one_by_one(messages, whole)
+        return self._tokens(whole, 0, ends)
+
+    def _one_by_one(self, messages: list[Message], whole: str) -> list[int]:
+        ends = []
+        for count in range(1, len(messages), 2):
+            opening = self._render(messages[:count], reply=True)
             if not whole.startswith(opening + self._mark):
                 raise BadInput(_CHANGED.format(what="what came before"))
-        return self._tokens(whole, 0, ends)
+            ends.append(len(opening))
+        return ends
 
 
 _ENCODERS: dict[str, type[_Marked] | type[_Text] | type[_Pieces] | type[_Turns]] = {
