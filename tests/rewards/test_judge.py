@@ -8,7 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 from fake_endpoint import Answer, Asked, completion, refusal, serving
-from helpers import SMALL
+from helpers import SMALL, cli
 from tiny_models import causal_model
 
 from toa_exp import labels
@@ -185,3 +185,28 @@ def test_where_the_judge_is_does_not_count_and_what_it_is_asked_does():
     asked = [{"role": "user", "content": "{prompt} {draft}"}]
     other = judge("reward.engine.base_url=http://localhost:1/v1", messages=asked)
     assert other.fingerprint() != here
+
+
+def test_a_run_parks_what_its_judge_cannot_judge_and_goes_on(tmp_path: Path, questions: Path):
+    nonsense = True
+
+    def respond(asked: Asked) -> Answer:
+        content = asked.body["messages"][0]["content"]
+        return Answer(completion("Hm." if nonsense and "3 + 3" in content else "Score: 7"))
+
+    with serving(respond) as endpoint:
+        command = [
+            "run", "task=jsonl", f"task.path={questions}", "task.limit=5", "ensemble=simulated",
+            "reward=llm_judge", "reward.model=critic", "reward.architecture={model_type: llama, "
+            "hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 1, "
+            "vocab_size: 32}", f"reward.engine.base_url={endpoint.url}", "method=parallel",
+            "budget.samples=[4]", "tracking.mode=disabled",
+        ]  # fmt: skip
+        first = cli(*command, cwd=tmp_path)
+        assert first.returncode == 1 and "|n:4|failed:1|" in first.stdout
+        assert "1 of 5 problems have no answer" in first.stderr and "q3" in first.stderr
+        before = len(endpoint.asked)
+        nonsense = False
+        again = cli(*command, cwd=tmp_path)
+        assert again.returncode == 0 and "|n:5|failed:0|" in again.stdout, again.stderr
+    assert len(endpoint.asked) - before == 4  # the four answers of the parked problem, and nothing else
