@@ -69,7 +69,7 @@ def test_the_table_of_groups_is_complete():
 
 
 def test_every_command_and_group_of_the_readme_exists():
-    known = {"run", "figures", "store", "compare", "lab"}
+    known = {"run", "figures", "store", "compare", "lab", "overoptimisation"}
     for command in commands():
         assert command[1] in known or command[1].startswith("-")
         for argument in command[2:]:

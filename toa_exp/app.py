@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
                      "--package", "-p", "--info", "-i"}  # fmt: skip
-_OVERRIDE = re.compile(r"[+~]*\w+(\.\w+)*=")
+_OVERRIDE = re.compile(r"[+~]*\w+(\.\w+)*(@[\w.]+)?=")
 _KEY = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'")
 
 

@@ -20,6 +20,7 @@ from toa_exp.engines.mixed import Mixed
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Reward
+from toa_exp.rewards.warmup import WarmUp, check_tau, warm_up_of
 from toa_exp.runner import Runner, Selection
 from toa_exp.sampler import Counts, Sampler
 from toa_exp.storage import Storage
@@ -43,6 +44,7 @@ class Job:
     accountant: Accountant
     store: str
     place: Local
+    warm_up: WarmUp | None
     config: DictConfig
     overrides: list[str]
 
@@ -81,9 +83,11 @@ class Job:
     def sampler(self, store: Storage, counts: Counts) -> Sampler:
         """The sampler of this job over an open store; it counts in `counts`."""
         config = self.config
-        return Sampler(
+        sampler = Sampler(
             self.engine, self.reward, store, retries=config.retries, backoff=config.backoff, counts=counts
         )
+        sampler.scorer.first = self.warm_up
+        return sampler
 
 
 def assemble(config: DictConfig, overrides: list[str], place: Local | None = None) -> Job:
@@ -103,6 +107,8 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
     keys = [str(key) for key in config.method if not replaced or f"method.{key}" in given]
     method = build_function(config.method, "method", keys)
     reward = place.reward(config, task)
+    tau = method.keywords.get("tau")
+    check_tau(tau, reward)
     return Job(
         task=task,
         engine=place.engine(config, agents),
@@ -118,6 +124,7 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
         ),
         store=config.store.path,
         place=place,
+        warm_up=warm_up_of(reward, task, _plain(config.warm_up) if config.get("warm_up") else None, tau),
         config=config,
         overrides=overrides,
     )

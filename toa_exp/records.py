@@ -22,7 +22,17 @@ from toa_exp.stats import LEVEL, RESAMPLES, SEED
 log = logging.getLogger(__name__)
 
 # What may differ between two runs of the same results.
-_IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store", "runner"}
+_IMMATERIAL = {
+    "concurrency",
+    "retries",
+    "backoff",
+    "tracking",
+    "sweep_keys",
+    "results",
+    "store",
+    "runner",
+    "warm_up",
+}
 # How an endpoint is reached, and how often; see engines/openai.py.
 _REACH = {
     "base_url",
@@ -156,8 +166,9 @@ def _cell(row: Row, head: str) -> str:
 
 def _decides(key: str) -> bool:
     """Whether a key of the configuration, dotted, has a say in the results."""
-    group, _, name = key.partition(".")
-    reach = group in {"engine", "engines", "ensemble"} and name.rpartition(".")[2] in _REACH
+    group = key.partition(".")[0]
+    *above, last = key.split(".")
+    reach = (group in {"ensemble", "reward"} or {"engine", "engines"} & set(above)) and last in _REACH
     return group not in _IMMATERIAL and not reach
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from toa_exp.draws import Draw, Sample, Score, ScoreKey, canonical, digest
-from toa_exp.errors import choose
+from toa_exp.errors import BadInput, choose
 from toa_exp.tables import DRAWS, SCORES, Table
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -116,3 +116,12 @@ def open_store(where: str, *, patient: bool = False) -> Storage:
     from toa_exp.store import Store
 
     return Store(Path(where))
+
+
+def open_existing(where: str) -> Storage:
+    """The store at a path or a URL; raises BadInput where there is no such file."""
+    if not is_url(where) and not Path(where).is_file():
+        raise BadInput(
+            f"there is no store at {where}; give store.path=<file or URL>, or results=<folder of the runs>"
+        )
+    return open_store(where)

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from toa_exp.app import launch, positional
 from toa_exp.draws import decode, digest, draw_key, encode
-from toa_exp.errors import BadInput, StoreError, choose
-from toa_exp.storage import Storage, is_url, open_store
+from toa_exp.errors import StoreError, choose
+from toa_exp.storage import Storage, open_existing
 
 
 def main(arguments: list[str]) -> int:
@@ -29,12 +29,7 @@ def _store(config: DictConfig) -> None:
     actions = {"stats": _stats, "export": _export, "verify": _verify}
     if config.action not in actions:
         raise choose("action", config.action, list(actions))
-    where = config.store.path
-    if not is_url(where) and not Path(where).is_file():
-        raise BadInput(
-            f"there is no store at {where}; give store.path=<file or URL>, or results=<folder of the runs>"
-        )
-    store = open_store(where)
+    store = open_existing(config.store.path)
     try:
         if config.out is None:
             actions[config.action](store, sys.stdout)

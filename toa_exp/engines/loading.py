@@ -69,8 +69,8 @@ def import_libraries() -> None:
         import toa_exp.engines.decoding  # noqa: F401
 
 
-def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
-    """The tokenizer of a model, which must have a chat template; raises BadInput."""
+def load_tokenizer(model: str, revision: str | None, whose: str, *, chat: bool = True) -> Any:
+    """The tokenizer of a model, which must have a template where it is for `chat`; raises BadInput."""
     import_libraries()
     from transformers import AutoTokenizer
 
@@ -80,7 +80,7 @@ def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
         raise _unusable(whose, model, "tokenizer", error) from error
-    if not tokenizer.chat_template:
+    if chat and not tokenizer.chat_template:
         raise BadInput(
             f"{whose}: the tokenizer of {model!r} has no chat template. Use a model trained for chat, or "
             f"put chat_template.jinja beside its tokenizer.json"
@@ -89,9 +89,9 @@ def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
 
 
 def load_model(
-    family: str, model: str, revision: str | None, device: torch.device, dtype: str, whose: str
+    family: str | type, model: str, revision: str | None, device: torch.device, dtype: str, whose: str
 ) -> Any:
-    """A model on `device`, ready to run; `family` is the transformers class to load it with.
+    """A model on `device`, ready to run; `family` is the class to load it with, or its name in transformers.
 
     `dtype` "auto" is float32 on a CPU and the checkpoint's own on CUDA. Raises BadInput where the
     weights are missing, damaged or of another shape than the config says, and Unavailable where the
@@ -105,7 +105,8 @@ def load_model(
         dtype = "float32"
     try:
         with _ONE_AT_A_TIME, _quiet():
-            loaded, info = getattr(transformers, family).from_pretrained(
+            kind: Any = getattr(transformers, family) if isinstance(family, str) else family
+            loaded, info = kind.from_pretrained(
                 _folder_or_id(model),
                 revision=revision,
                 dtype=dtype,

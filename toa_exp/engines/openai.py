@@ -58,8 +58,8 @@ class OpenAI:
     key share its limit. The seconds of a sample are its share of the endpoint's time, waiting for a
     place left out.
 
-    Construction and `sample` raise BadInput for a URL, key, model or option that cannot be used;
-    `sample` raises Unavailable for faults that may pass and Permanent for those that will not.
+    Construction and sampling raise BadInput for a URL, key, model or option that cannot be used;
+    sampling raises Unavailable for faults that may pass and Permanent for those that will not.
     """
 
     def __init__(
@@ -96,6 +96,11 @@ class OpenAI:
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw, from the endpoint of its agent that has most room."""
+        sample, _ = await self.answer(draw)
+        return sample
+
+    async def answer(self, draw: Draw) -> tuple[Sample, bytes]:
+        """The sample of a draw, and the body it came in, for what else the endpoint says of it."""
         route = self._routes[draw.request.agent]
         fields = {**route.fields, "messages": draw.messages}
         if route.seeded:
@@ -109,7 +114,7 @@ class OpenAI:
                 # The prompt fits, as it would in a local engine, but not with max_tokens behind it.
                 fields[route.token_limit] = min(room, fields[route.token_limit])
                 status, headers, content = await self._post(self._urls[url], route, fields, asked)
-            return read(status, headers, content, asked, visit.seconds())
+            return read(status, headers, content, asked, visit.seconds()), content
 
     async def close(self) -> None:
         """Close the connections."""
