@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # What may differ between two runs of the same results.
 _IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store"}
-# How an endpoint is reached, and how often; see engines/openai.py.
+# How an endpoint is reached, and how often; see engines/openai.py and rewards/http.py.
 _REACH = {
     "base_url",
     "key_env",
@@ -156,7 +156,7 @@ def _cell(row: Row, head: str) -> str:
 def _decides(key: str) -> bool:
     """Whether a key of the configuration, dotted, has a say in the results."""
     group, _, name = key.partition(".")
-    reach = group in {"engine", "engines", "ensemble"} and name.rpartition(".")[2] in _REACH
+    reach = group in {"engine", "engines", "ensemble", "reward"} and name.rpartition(".")[2] in _REACH
     return group not in _IMMATERIAL and not reach
 
 

@@ -22,7 +22,7 @@ from helpers import SMALL, ToyEngine, ToyReward, cli, lines, run
 
 from toa_exp.core import Problem, Request, Usage
 from toa_exp.draws import Draw, Sample, canonical, digest, draw_key
-from toa_exp.engines.completions import retry_after
+from toa_exp.engines.answers import retry_after
 from toa_exp.engines.endpoints import Endpoint, Limits, Refused, enter
 from toa_exp.engines.mixed import Mixed
 from toa_exp.engines.openai import OpenAI
