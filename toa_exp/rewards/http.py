@@ -13,7 +13,6 @@ error, whose text is shown: 429 and 503, with Retry-After, slow the client down,
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +25,8 @@ from toa_exp.engines.connection import check_url, key_of, urls_of
 from toa_exp.engines.endpoints import Endpoint, Limits, enter
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
+
+_HUGE = 1e300  # no score; and an integer over it is no float
 
 
 class HTTP:
@@ -103,7 +104,7 @@ class HTTP:
                 f"{asked} answered with no JSON object: {shorten(decoded(answer.content), asked)!r}"
             )
         score, tokens = body.get("score"), body.get("tokens")
-        if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
+        if not isinstance(score, int | float) or isinstance(score, bool) or not -_HUGE < score < _HUGE:
             raise Permanent(
                 f"{asked} gave no finite score: {shorten(decoded(answer.content), asked)!r}. It must answer "
                 f'{{"score": <number>}}; look into its log'
@@ -112,8 +113,8 @@ class HTTP:
             tokens = 0
         if type(tokens) is not int or tokens < 0:
             raise Permanent(
-                f"{asked} does not say how many tokens it read ({json.dumps(tokens)[:100]}), so that its FLOPs "
-                f'are unknown; let it answer {{"score": ..., "tokens": <integer>}}, or set '
+                f"{asked} does not say how many tokens it read ({json.dumps(tokens)[:100]}), so that its "
+                f'FLOPs are unknown; let it answer {{"score": ..., "tokens": <integer>}}, or set '
                 f"reward.architecture=null to count none"
             )
         return float(score), tokens
