@@ -56,6 +56,12 @@ def urls_of(base_url: str | list[str] | None) -> list[str]:
     return list(dict.fromkeys(url.rstrip("/") for url in given))
 
 
+def connection_of(agent: Agent, engine: Mapping[str, Any]) -> Connection:
+    """How an agent is reached by a configured engine=openai, whose further fields are left out."""
+    names = Connection.__dataclass_fields__
+    return connect(agent, {name: engine[name] for name in names if name in engine})
+
+
 def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
     """How an agent is reached: `shared`, overridden by its options. Raises BadInput, see `Connection`."""
     whose = f"agent {agent.name!r}"

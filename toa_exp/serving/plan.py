@@ -17,6 +17,7 @@ from toa_exp.build import build
 from toa_exp.draws import canonical, digest
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose, missing_extra
+from toa_exp.job import engine_node
 from toa_exp.rewards.base import Reward
 from toa_exp.serving.processes import Server, ports
 from toa_exp.serving.scores import Withheld
@@ -108,9 +109,7 @@ def plan(config: DictConfig, agents: Mapping[str, Agent], place: Place) -> Plan:
 def _groups(config: DictConfig, agents: Mapping[str, Agent]) -> list[_Group]:
     groups: list[_Group] = []
     for agent in agents.values():
-        if agent.engine is not None and agent.engine not in config.engines:
-            raise choose(f"engine of agent {agent.name!r}:", agent.engine, [str(e) for e in config.engines])
-        engine = config.engine if agent.engine is None else config.engines[agent.engine]
+        engine = engine_node(config, agent)
         if agent.simulated or (_target(engine) == _OPENAI and _url(engine, agent)):
             continue
         kind = _kind(config.server, _target(engine), agent)
