@@ -19,7 +19,9 @@ class Finding:
 
     def line(self) -> str:
         """The finding on one line."""
-        return f"{self.level:4} {self.what}: {' '.join(self.said.split())}"
+        whose = self.what.rpartition(" of ")[2]
+        said = " ".join(self.said.split()).removeprefix(f"{whose}: ")
+        return f"{self.level:4} {self.what}: {said}"
 
 
 class Findings:
