@@ -23,6 +23,7 @@ _GUARD = Path(__file__).with_name("guard.py")
 _TAIL = 12  # lines of a log that an error shows
 _STEADY = 600.0  # seconds without a fault after which earlier ones are forgotten
 _LONGEST_PAUSE = 60.0
+_LOOK = 10.0  # seconds for a server to say that it is up
 
 
 class Ended(ToaError):
@@ -150,7 +151,7 @@ class _Keeper:
 
     async def _answers(self) -> bool:
         try:
-            async with self._session.get(self._server.health, timeout=ClientTimeout(total=10.0)) as response:
+            async with self._session.get(self._server.health, timeout=ClientTimeout(total=_LOOK)) as response:
                 return response.status == 200
         except (TimeoutError, ClientError, OSError):
             return False
