@@ -15,6 +15,7 @@ from toa_exp.errors import BadInput
 from toa_exp.labels import LAB_WEIGHTS
 from toa_exp.serving import plan as planning
 from toa_exp.serving.plan import Place, Plan, plan, served_ensemble, served_reward
+from toa_exp.serving.vllm import Settings, place
 
 MATH = LAB_WEIGHTS / "math"
 
@@ -56,22 +57,25 @@ def test_one_built_in_server_has_all_agents_and_another_the_reward(tmp_path):
     assert chat.log != reward.log
 
 
-def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm):
+def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm, monkeypatch):
+    monkeypatch.setattr(planning, "visible_gpus", lambda: [0, 1])
     agents = (
         "ensemble.agents={ash:{model:some/model,revision:abc,options:{dtype:float32,max_model_len:512,gpus:[0,1],"
-        "tensor_parallel_size:2,enforce_eager:true,server:{chat_template:my.jinja}}},elm:{model:other/model},"
+        "tensor_parallel_size:2,arguments:{enforce_eager:true,chat_template:my.jinja}}},elm:{model:other/model},"
         "oak:{model:other/model,sampling:{temperature:0.1}}}"
     )
     result = made(tmp_path, "~ensemble.agents", f"+{agents}", "server=vllm", "reward=verifier")
     ash, elm = result.servers
     assert result.agents["elm"] == result.agents["oak"] != result.agents["ash"]
-    assert ash.environment == {"CUDA_VISIBLE_DEVICES": "0,1"} and elm.environment == {}
+    assert ash.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert elm.environment == {"CUDA_VISIBLE_DEVICES": "0"}
     command = ash.command
     assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
     given = dict(pairwise(command[3:]))
     assert given["--model"] == given["--served-model-name"] == "some/model" and given["--revision"] == "abc"
     assert given["--max-model-len"] == "512" and given["--tensor-parallel-size"] == "2"
     assert given["--generation-config"] == "vllm" and given["--chat-template"] == "my.jinja"
+    assert given["--gpu-memory-utilization"] == "0.45"  # half of 0.9: another server is on GPU 0
     assert "--enforce-eager" in command and result.agents["ash"].endswith(f":{given['--port']}/v1")
     assert result.reward is None
 
@@ -132,3 +136,30 @@ def test_agents_and_reward_keep_their_identity_when_they_are_served():
     models = [yaml.safe_load(text)["model"] for text in rewards]
     assert models[0] != models[1] and models[0].startswith("r-")
     assert yaml.safe_load(rewards[0])["output_head"] is True
+
+
+def test_servers_share_out_the_gpus():
+    given = {
+        "large": Settings(tensor_parallel_size=2, gpus=[2, 3]),
+        "fixed": Settings(gpus=[0], gpu_memory_utilization=0.3),
+        "one": Settings(),
+        "two": Settings(),
+    }
+    shares = place(given, [0, 1, 2, 3], 0.8)
+    assert {name: (share.gpus, share.utilization) for name, share in shares.items()} == {
+        "large": ((2, 3), 0.8),
+        "fixed": ((0,), 0.3),
+        "one": ((1,), 0.8),
+        "two": ((0,), 0.4),
+    }
+    with pytest.raises(BadInput, match=r"agent 'big': tensor_parallel_size=4"):
+        place({"big": Settings(tensor_parallel_size=4)}, [0, 1], 0.9)
+
+
+def test_on_a_cpu_nothing_is_read_in_chunks(tmp_path, vllm, monkeypatch):
+    monkeypatch.setattr(planning, "visible_gpus", lambda: [])
+    (server, *_) = made(tmp_path, *LAB, "server=vllm", "reward=verifier").servers
+    given = dict(pairwise(server.command))
+    assert "--no-enable-chunked-prefill" in server.command and given["--dtype"] == "float32"
+    assert int(given["--max-num-batched-tokens"]) >= 32768 and "--gpu-memory-utilization" not in given
+    assert "VLLM_CPU_KVCACHE_SPACE" in server.environment

@@ -21,11 +21,6 @@ pytestmark = [
 ]
 LAB = ["task=lab_math", "ensemble=lab", "task.problems=12"]
 RUN = ["method=toa", "budget.samples=8", "retries=12", "tracking.mode=disabled"]
-VLLM = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
@@ -173,12 +168,9 @@ def test_bad_input(tmp_path):
 @pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_a_run_on_vllms_own_server(tmp_path):
-    options = (
-        "+ensemble.agents.ada.options={dtype:float32,max_model_len:512,enforce_eager:true,max_num_seqs:64,"
-        "max_num_batched_tokens:65536,enable_chunked_prefill:false}"
-    )
+    options = "+ensemble.agents.ada.options={max_model_len:512,max_num_seqs:64}"
     given = [*LAB, "~ensemble.agents.ben", "~ensemble.agents.cleo", "~ensemble.agents.dan", options]
-    with serve(tmp_path, *given, "server=vllm", **VLLM) as serving:
+    with serve(tmp_path, *given, "server=vllm", OMP_NUM_THREADS="1") as serving:
         assert re.search(r"agent ada: http://127\.0\.0\.1:\d+/v1", serving.said)
         children = serving.children()
         for name in ("one", "two"):

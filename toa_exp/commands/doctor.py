@@ -29,7 +29,7 @@ from toa_exp.rewards.base import Reward
 from toa_exp.tasks.base import Task
 
 _OPENAI = "toa_exp.engines.openai.OpenAI"
-_LOCAL = ["toa_exp.engines.transformers.Transformers", "toa_exp.engines.vllm.VLLM"]
+_LOCAL = ["toa_exp.engines.transformers.Transformers", "toa_exp.engines.vllm.Vllm"]
 _TEMPLATES = {"direct": 0, "refine": 1, "aggregate": 2}  # with how many drafts
 _STAND_IN = Problem("doctor", "What is 2 + 2?", "4")
 

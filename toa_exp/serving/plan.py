@@ -19,14 +19,14 @@ from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose, missing_extra
 from toa_exp.job import engine_node
 from toa_exp.rewards.base import Reward
+from toa_exp.serving import vllm
 from toa_exp.serving.processes import Server, ports
 from toa_exp.serving.scores import Withheld
-from toa_exp.serving.vllm import vllm_command
 
 SERVERS = ["auto", "transformers", "vllm"]
 _OPENAI = "toa_exp.engines.openai.OpenAI"
 _TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
-_VLLM = "toa_exp.engines.vllm.VLLM"
+_VLLM = "toa_exp.engines.vllm.Vllm"
 _HTTP = "toa_exp.rewards.http.HTTP"
 _IN_RUN = ["toa_exp.rewards.verifier.Verifier", "toa_exp.rewards.simulator.SimulatedReward", _HTTP]
 
@@ -52,6 +52,10 @@ class _Group:
     kind: str
     engine: DictConfig
     agents: dict[str, Agent] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Agent:
+        return next(iter(self.agents.values()))
 
     @property
     def name(self) -> str:
@@ -97,8 +101,12 @@ def plan(config: DictConfig, agents: Mapping[str, Agent], place: Place) -> Plan:
     numbers = ports(place.host, place.port, len(groups) + scored)
     servers: list[Server] = []
     urls: dict[str, str] = {}
+    commands = _vllm_commands([group for group in groups if group.kind == "vllm"])
     for group, port in zip(groups, numbers, strict=False):
-        servers.append(_agent_server(group, place, port))
+        if group.kind == "vllm":
+            servers.append(_vllm_server(group, commands[group.first.name], place, port))
+        else:
+            servers.append(_chat_server(group, place, port))
         urls |= dict.fromkeys(group.agents, f"{place.url(port)}/v1")
     if not scored:
         return Plan(servers, urls, None)
@@ -141,15 +149,37 @@ def _url(engine: DictConfig, agent: Agent) -> Any:
     return agent.options.get("base_url") or engine.get("base_url")
 
 
-def _agent_server(group: _Group, place: Place, port: int) -> Server:
+def _vllm_commands(groups: Sequence[_Group]) -> dict[str, tuple[vllm.Settings, vllm.Share | None]]:
+    """How each vLLM server runs, by its first agent."""
+    wanted, utilization = {}, 0.9
+    for group in groups:
+        shared = _plain(group.engine) if _target(group.engine) == _VLLM else {}
+        utilization = float(shared.get("gpu_memory_utilization") or utilization)
+        wanted[group.first.name] = vllm.Settings.of(group.first, vllm.shared_settings(shared))
+    gpus = visible_gpus() if wanted else []
+    shares = vllm.place(wanted, gpus, utilization) if gpus else {}
+    return {name: (settings, shares.get(name)) for name, settings in wanted.items()}
+
+
+def visible_gpus() -> list[int]:
+    """The indices of the GPUs that servers may use, as CUDA_VISIBLE_DEVICES counts them."""
+    import torch
+
+    return list(range(torch.cuda.device_count()))
+
+
+def _vllm_server(
+    group: _Group, how: tuple[vllm.Settings, vllm.Share | None], place: Place, port: int
+) -> Server:
+    settings, share = how
+    command, environment = vllm.command(group.first, settings, share, place.host, port)
     log = place.folder / f"{'+'.join(group.agents)}.log"
-    agent = next(iter(group.agents.values()))
-    settings = _plain(group.engine) if _target(group.engine) in (_TRANSFORMERS, _VLLM) else {}
-    if group.kind == "vllm":
-        command, environment = vllm_command(agent, settings, place.host, port)
-        return Server(group.name, command, f"http://{_near(place.host)}:{port}/health", log, environment)
-    if settings.get("_target_") != _TRANSFORMERS:
-        settings = {"_target_": _TRANSFORMERS}
+    return Server(group.name, command, f"http://{_near(place.host)}:{port}/health", log, environment)
+
+
+def _chat_server(group: _Group, place: Place, port: int) -> Server:
+    engine = group.engine if _target(group.engine) == _TRANSFORMERS else None
+    settings = {"_target_": _TRANSFORMERS} if engine is None else _plain(engine)
     members = {
         name: {
             "model": member.model,
@@ -159,6 +189,7 @@ def _agent_server(group: _Group, place: Place, port: int) -> Server:
         }
         for name, member in group.agents.items()
     }
+    log = place.folder / f"{'+'.join(group.agents)}.log"
     return _worker(group.name, {"engine": settings, "agents": members}, place, port, log)
 
 
