@@ -209,7 +209,8 @@ def test_models_are_weighed_against_the_memory_that_is_free(free, level, tmp_pat
     engine = {"device": "auto", "dtype": "auto"}
     one = Agent("ash", weights(tmp_path / "a", 4 * 2**30), None, {})
     two = Agent("elm", weights(tmp_path / "b", 2 * 2**30), None, {}, options={"dtype": "float32"})
-    memory.check_memory(Findings(said.append), {"ash": (one, engine), "elm": (two, engine)}, None)
+    models = [memory.Weights.of_agent(agent, engine) for agent in (one, two)]
+    memory.check_memory(Findings(said.append), models)
     (line,) = said
     assert line.startswith(level) and "16.00 GiB of weights (agent 'ash' 8.00, agent 'elm' 8.00)" in line
 
@@ -217,3 +218,28 @@ def test_models_are_weighed_against_the_memory_that_is_free(free, level, tmp_pat
 def test_memory_of_the_machine_is_known():
     place, free = machine.free_memory("cpu")
     assert place == "the CPU" and free > 2**20
+
+
+def test_a_plan_for_the_gpus_stands_for_the_memory_check():
+    class Planner:
+        """An engine that plans, as engine=vllm does; `rows` None where there is no GPU."""
+
+        def __init__(self, rows: str | None) -> None:
+            self.ground = self
+            self._rows = rows
+
+        def plan(self) -> object:
+            if self._rows == "full":
+                raise ToaError("ash does not fit: it needs a GPU of 80 GiB")
+            return self if self._rows else None
+
+        def table(self) -> str:
+            return str(self._rows)
+
+    said: list[str] = []
+    findings = Findings(said.append)
+    assert memory.check_plan(findings, [object(), Planner("model  GPU\nash    0")])
+    assert said == ["OK   memory: model GPU; ash 0"]
+    assert not memory.check_plan(findings, [Planner(None)]) and not memory.check_plan(findings, [])
+    assert memory.check_plan(findings, [Planner("full")])
+    assert said[1:] == ["FAIL memory: ash does not fit: it needs a GPU of 80 GiB"]

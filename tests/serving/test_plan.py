@@ -59,6 +59,7 @@ def test_one_built_in_server_has_all_agents_and_another_the_reward(tmp_path):
 
 def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm, monkeypatch):
     monkeypatch.setattr(planning, "visible_gpus", lambda: [0, 1])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-6")
     agents = (
         "ensemble.agents={ash:{model:some/model,revision:abc,options:{dtype:float32,max_model_len:512,gpus:[0,1],"
         "tensor_parallel_size:2,arguments:{enforce_eager:true,chat_template:my.jinja}}},elm:{model:other/model},"
@@ -67,8 +68,8 @@ def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm,
     result = made(tmp_path, "~ensemble.agents", f"+{agents}", "server=vllm", "reward=verifier")
     ash, elm = result.servers
     assert result.agents["elm"] == result.agents["oak"] != result.agents["ash"]
-    assert ash.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
-    assert elm.environment == {"CUDA_VISIBLE_DEVICES": "0"}
+    assert ash.environment == {"CUDA_VISIBLE_DEVICES": "4,GPU-6"}
+    assert elm.environment == {"CUDA_VISIBLE_DEVICES": "4"}
     command = ash.command
     assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
     given = dict(pairwise(command[3:]))

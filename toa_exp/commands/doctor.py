@@ -20,7 +20,6 @@ from toa_exp.core import Problem
 from toa_exp.doctor.agents import check_answer, check_endpoints, check_flops, check_template
 from toa_exp.doctor.findings import Findings
 from toa_exp.doctor.machine import check_gpus, check_versions
-from toa_exp.doctor.memory import check_memory
 from toa_exp.draws import Message
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import ToaError
@@ -29,7 +28,8 @@ from toa_exp.rewards.base import Reward
 from toa_exp.tasks.base import Task
 
 _OPENAI = "toa_exp.engines.openai.OpenAI"
-_LOCAL = ["toa_exp.engines.transformers.Transformers", "toa_exp.engines.vllm.Vllm"]
+_TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
+_VLLM = "toa_exp.engines.vllm.Vllm"
 _TEMPLATES = {"direct": 0, "refine": 1, "aggregate": 2}  # with how many drafts
 _STAND_IN = Problem("doctor", "What is 2 + 2?", "4")
 
@@ -55,13 +55,7 @@ async def _examine(config: DictConfig, findings: Findings) -> None:
     check_versions(findings)
     check_gpus(findings)
     task, problem, chats = _task(config, findings)
-    local = {
-        name: (agent, engines[name])
-        for name, agent in agents.items()
-        if engines[name].get("_target_") in _LOCAL and not agent.simulated
-    }
-    modelled = config.reward.get("model") and "device" in config.reward
-    check_memory(findings, local, config.reward if modelled else None)
+    _memory(config, findings, agents, engines, task)
     text: str | None = None
     for name, agent in agents.items():
         check_flops(findings, agent)
@@ -72,6 +66,34 @@ async def _examine(config: DictConfig, findings: Findings) -> None:
     await _reward(config, findings, task, problem, text)
     if task is not None:
         await task.close()
+
+
+def _memory(
+    config: DictConfig,
+    findings: Findings,
+    agents: Mapping[str, Agent],
+    engines: Mapping[str, DictConfig],
+    task: Task | None,
+) -> None:
+    """Whether what is loaded in this process fits, by the plan for the GPUs where an engine makes one."""
+    parts: list[Any] = []
+    with findings.checking("memory"):
+        members = {name: agent for name, agent in agents.items() if engines[name].get("_target_") == _VLLM}
+        for node in {id(engines[name]): engines[name] for name in members}.values():
+            own = {name: agent for name, agent in members.items() if engines[name] is node}
+            parts.append(build(node, "engine", agents=own))
+        if parts:
+            parts.append(build(config.reward, "reward", task=task))
+    planned = check_plan(findings, parts)
+    local = [_TRANSFORMERS] if planned else [_TRANSFORMERS, _VLLM]
+    models = [
+        Weights.of_agent(agent, engines[name])
+        for name, agent in agents.items()
+        if engines[name].get("_target_") in local and not agent.simulated
+    ]
+    if "device" in config.reward and config.reward.get("model"):
+        models.append(Weights.of_reward(config.reward))
+    check_memory(findings, models)
 
 
 def _task(config: DictConfig, findings: Findings) -> tuple[Task | None, Problem, Mapping[str, list[Message]]]:
@@ -96,7 +118,7 @@ async def _usable(
     target = engine.get("_target_")
     if target == _OPENAI:
         return await check_endpoints(findings, agent, engine)
-    if target in _LOCAL and not agent.simulated:
+    if target in (_TRANSFORMERS, _VLLM) and not agent.simulated:
         return check_template(findings, agent, chats, problem)
     return True
 

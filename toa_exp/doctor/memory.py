@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,74 +18,94 @@ from toa_exp.ensemble import Agent
 
 _GIB = 2**30
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_STORED = {"BF16": "bfloat16", "F16": "float16"}  # as safetensors names them
 _ROOM = 0.8  # of the free memory: the rest is for the cache of keys and values, and for activations
 _HEADER = struct.Struct("<Q")
 
 
-def check_memory(findings: Findings, agents: Mapping[str, tuple[Agent, DictConfig]], reward: Any) -> None:
-    """The weights of local models against the free memory of their devices.
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model that is to be loaded: whose it is, and where and in which number format it runs."""
 
-    `agents` are those that run in this process, each with its engine's configuration, and `reward`
-    is the configuration of a reward with a model, or None.
-    """
-    wanted: dict[str, dict[tuple[str, str], tuple[str, int]]] = {}  # by device, then by model
-    for name, (agent, engine) in agents.items():
+    whose: str
+    model: str
+    revision: str | None
+    device: str
+    dtype: str
+
+    @classmethod
+    def of_agent(cls, agent: Agent, engine: DictConfig) -> Weights:
+        """Those of an agent that runs in this process."""
         dtype = str(agent.options.get("dtype", engine.get("dtype", "auto")))
-        _want(
-            findings,
-            wanted,
-            f"agent {name!r}",
-            agent.model,
-            agent.revision,
-            str(engine.get("device", "auto")),
-            dtype,
-        )
-    if reward is not None:
-        dtype, device = str(reward.get("dtype", "auto")), str(reward.get("device", "auto"))
-        _want(findings, wanted, "reward", str(reward.get("model")), reward.get("revision"), device, dtype)
-    for device, models in wanted.items():
-        place, free = free_memory(device)
-        sizes = [f"{whose} {size / _GIB:.2f}" for whose, size in models.values()]
-        total = sum(size for _, size in models.values())
-        said = (
-            f"{total / _GIB:.2f} GiB of weights ({', '.join(sizes)}), {free / _GIB:.1f} GiB free on {place}"
-        )
-        if total > free:
-            findings.fail(
-                "memory",
-                f"{said}: they do not fit. Leave out an agent, set dtype=bfloat16, take smaller models, "
-                f"or serve some elsewhere and use engine=openai",
-            )
-        elif total > _ROOM * free:
+        device = str(engine.get("device", "auto"))
+        return cls(f"agent {agent.name!r}", agent.model, agent.revision, device, dtype)
+
+    @classmethod
+    def of_reward(cls, reward: DictConfig) -> Weights:
+        """Those of a reward with a model."""
+        device, dtype = str(reward.get("device", "auto")), str(reward.get("dtype", "auto"))
+        return cls("reward", str(reward.get("model")), reward.get("revision"), device, dtype)
+
+    def size(self) -> int:
+        """Bytes; 0 where they cannot be found out."""
+        parameters, stored = _parameters(self.model, self.revision)
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "float32" if free_memory(self.device)[0] == "the CPU" else stored
+        return parameters * _BYTES.get(dtype, 4)
+
+
+def check_memory(findings: Findings, models: Sequence[Weights]) -> None:
+    """Weights against the free memory of their devices; a model that several have counts once."""
+    devices: dict[str, dict[tuple[str, ...], tuple[str, int]]] = {}
+    for one in models:
+        size = one.size()
+        if size:
+            key = (one.model, str(one.revision), one.dtype)
+            devices.setdefault(one.device, {}).setdefault(key, (one.whose, size))
+        else:
             findings.warn(
                 "memory",
-                f"{said}: little is left for the caches. Lower engine.max_batch_tokens, or free memory",
+                f"{one.whose}: how large {one.model!r} is could not be found out; see that it is a folder "
+                f"with safetensors files, or that the hub is reachable",
             )
-        else:
-            findings.ok("memory", said)
+    for device, sizes in devices.items():
+        _weigh(findings, device, list(sizes.values()))
 
 
-def _want(
-    findings: Findings,
-    wanted: dict[str, dict[tuple[str, str], tuple[str, int]]],
-    whose: str,
-    model: str,
-    revision: str | None,
-    device: str,
-    dtype: str,
-) -> None:
-    parameters, stored = _parameters(model, revision)
-    if not parameters:
-        findings.warn(
+def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[str, int]]) -> None:
+    place, free = free_memory(device)
+    total = sum(size for _, size in sizes)
+    each = ", ".join(f"{whose} {size / _GIB:.2f}" for whose, size in sizes)
+    said = f"{total / _GIB:.2f} GiB of weights ({each}), {free / _GIB:.1f} GiB free on {place}"
+    if total > free:
+        findings.fail(
             "memory",
-            f"{whose}: how large {model!r} is could not be found out; see that it is a folder with "
-            f"safetensors files, or that the hub is reachable",
+            f"{said}: they do not fit. Leave out an agent, set dtype=bfloat16, take smaller models, or "
+            f"serve some elsewhere and use engine=openai",
         )
-        return
-    if dtype == "auto":
-        dtype = "float32" if free_memory(device)[0] == "the CPU" else stored
-    size = parameters * _BYTES.get(dtype, 4)
-    wanted.setdefault(device, {})[model, str(revision)] = whose, size
+    elif total > _ROOM * free:
+        findings.warn(
+            "memory", f"{said}: little is left for the caches. Lower engine.max_batch_tokens, or free memory"
+        )
+    else:
+        findings.ok("memory", said)
+
+
+def check_plan(findings: Findings, parts: Sequence[Any]) -> bool:
+    """The placement on GPUs of engines and rewards that plan one (their `ground`); False where none does."""
+    planner = next((part for part in parts if hasattr(part, "ground")), None)
+    if planner is None:
+        return False
+    with findings.checking("memory"):
+        for part in parts:
+            if part is not planner and hasattr(part, "join"):
+                part.join(planner.ground)
+        plan = planner.ground.plan()
+        if plan is None:
+            return False
+        findings.ok("memory", "; ".join(" ".join(line.split()) for line in plan.table().splitlines()))
+    return True
 
 
 def _parameters(model: str, revision: str | None) -> tuple[int, str]:
@@ -94,9 +115,7 @@ def _parameters(model: str, revision: str | None) -> tuple[int, str]:
         headers = [_header(path) for path in sorted(folder.glob("*.safetensors"))]
         tensors = [tensor for header in headers for name, tensor in header.items() if name != "__metadata__"]
         count = sum(prod(tensor["shape"]) for tensor in tensors)
-        return count, {"BF16": "bfloat16", "F16": "float16"}.get(
-            tensors[0]["dtype"] if tensors else "", "float32"
-        )
+        return count, _STORED.get(tensors[0]["dtype"] if tensors else "", "float32")
     from huggingface_hub import get_safetensors_metadata
 
     try:
@@ -104,7 +123,7 @@ def _parameters(model: str, revision: str | None) -> tuple[int, str]:
     except Exception:  # no connection, no such model, no safetensors: the hub's errors have no root
         return 0, "float32"
     largest = max(counts, key=lambda name: counts[name])
-    return sum(counts.values()), {"BF16": "bfloat16", "F16": "float16"}.get(largest, "float32")
+    return sum(counts.values()), _STORED.get(largest, "float32")
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -132,7 +132,13 @@ def command(
         words += _argument(name.replace("_", "-"), value)
     if share is None:
         return words, {name: value for name, value in _CPU.items() if name not in os.environ}
-    return words, {"CUDA_VISIBLE_DEVICES": ",".join(map(str, share.gpus))}
+    return words, {"CUDA_VISIBLE_DEVICES": ",".join(map(_device, share.gpus))}
+
+
+def _device(gpu: int) -> str:
+    """What CUDA calls a GPU that is the `gpu`-th of those that are visible here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return str(gpu) if not visible else visible.split(",")[gpu].strip()
 
 
 def _on_gpus(settings: Settings, share: Share) -> dict[str, Any]:
