@@ -20,6 +20,7 @@ from toa_exp.core import Problem
 from toa_exp.doctor.agents import check_answer, check_endpoints, check_flops, check_template
 from toa_exp.doctor.findings import Findings
 from toa_exp.doctor.machine import check_gpus, check_versions
+from toa_exp.doctor.memory import Weights, check_memory, check_plan
 from toa_exp.draws import Message
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import ToaError
