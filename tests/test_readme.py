@@ -49,7 +49,7 @@ def test_the_ensemble_of_endpoints_composes_and_takes_an_agent_of_another_engine
     path = tmp_path / "mine" / "ensemble" / "remote.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(config)
-    runs = [command for command in commands() if "ensemble=remote" in command]
+    runs = [command for command in commands() if "ensemble=remote" in command and command[1] == "run"]
     assert len(runs) == 2
     for command in runs:
         result = cli(*command[1:], "--cfg", "job", cwd=tmp_path)
