@@ -136,16 +136,23 @@ def task_of(config: DictConfig) -> Task:
     return task
 
 
+def engine_node(config: DictConfig, agent: Agent) -> DictConfig:
+    """The configuration of an agent's engine; raises BadInput for one that is not there."""
+    if agent.engine is not None and agent.engine not in config.engines:
+        raise BadInput(
+            f"agent {agent.name!r} names engine {agent.engine!r}; engines has "
+            f"{', '.join(config.engines) or 'none'}. Add it: +engine@engines.{agent.engine}=<choice>"
+        )
+    node: DictConfig = config.engine if agent.engine is None else config.engines[agent.engine]
+    return node
+
+
 def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
     """The run's engine, beside those of `engines` where agents name them."""
-    nodes = {None: config.engine, **config.engines}
+    nodes: dict[str | None, DictConfig] = {}
     groups: dict[str | None, dict[str, Agent]] = {}
     for name, agent in agents.items():
-        if agent.engine not in nodes:
-            raise BadInput(
-                f"agent {name!r} names engine {agent.engine!r}; engines has "
-                f"{', '.join(config.engines) or 'none'}. Add it: +engine@engines.{agent.engine}=<choice>"
-            )
+        nodes[agent.engine] = engine_node(config, agent)
         groups.setdefault(agent.engine, {})[name] = agent
     engines: list[Engine] = [
         build(nodes[name], f"engines.{name}" if name else "engine", agents=members)

@@ -33,7 +33,7 @@ _IMMATERIAL = {
     "runner",
     "warm_up",
 }
-# How an endpoint is reached, and how often; see engines/openai.py.
+# How an endpoint is reached, and how often; see engines/openai.py and rewards/http.py.
 _REACH = {
     "base_url",
     "key_env",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -58,6 +59,7 @@ def _run(config: DictConfig) -> None:
             tracker.curve(rows)
             tracker.outputs()
             tracker.figures(lambda: figures(folder, "flops", None, folder / "figures"))
+        watch.warn()
         log.info("done: %s", watch.counts)
         if watch.reasons:
             raise _incomplete(watch.reasons, job.problems)
@@ -70,6 +72,8 @@ class _Watch:
         self.curve = curve
         self.counts = counts
         self.reasons: dict[str, str] = {}
+        self.samples: Counter[str] = Counter()
+        self.failures: Counter[tuple[str, str]] = Counter()
         self._progress = progress
 
     def outcomes(self, outcomes: list[Outcome]) -> None:
@@ -78,6 +82,11 @@ class _Watch:
             self.curve.add(outcome)
             if outcome.answer is None:
                 self._give_up(outcome.problem, _why(outcome))
+        for step in outcomes[-1].steps:  # the longest of the searches, which stands for all
+            agent, failure = step.reply.request.agent, step.reply.failure
+            self.samples[agent] += 1
+            if failure is not None:
+                self.failures[agent, failure] += 1
         self._progress.advance()
 
     def parked(self, problem: str, reason: str) -> None:
@@ -86,17 +95,34 @@ class _Watch:
         self._give_up(problem, reason)
         self._progress.advance()
 
+    def warn(self) -> None:
+        """Name the agents some of whose samples failed."""
+        for (agent, failure), number in self.failures.items():
+            mend = f": {_MENDS[failure]}" if failure in _MENDS else ""
+            log.warning(
+                "agent %r: %d of %d samples failed (%s)%s", agent, number, self.samples[agent], failure, mend
+            )
+
     def _give_up(self, problem: str, reason: str) -> None:
         if problem not in self.reasons:
             log.warning("problem %s has no answer: %s", problem, reason)
         self.reasons.setdefault(problem, reason)
 
 
+_MENDS = {
+    "context_window": "the prompt is over the context window: choose models with a longer one, or leave the "
+    "problem out (task.ids)",
+    "content_filter": "the endpoint filters it: choose another, or leave the problem out (task.ids)",
+}
+
+
 def _why(outcome: Outcome) -> str:
     if not outcome.steps:
         return f"a budget of {outcome.budget:g} does not pay for one sample"
-    kinds = sorted({str(step.reply.failure) for step in outcome.steps})
-    return f"at budget {outcome.budget:g} every sample failed ({', '.join(kinds)})"
+    kinds = sorted({(step.reply.request.agent, str(step.reply.failure)) for step in outcome.steps})
+    failures = ", ".join(f"agent {agent!r} ({failure})" for agent, failure in kinds)
+    mends = [_MENDS[failure] for failure in sorted({failure for _, failure in kinds}) if failure in _MENDS]
+    return "; ".join([f"at budget {outcome.budget:g} every sample failed: {failures}", *mends])
 
 
 async def _carry_out(job: Job, path: Path, names: Mapping[str, str]) -> _Watch:

@@ -193,7 +193,7 @@ def render(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bo
 def token_ids(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bool) -> list[int]:
     """The tokens of a chat, as `render` words it; raises BadInput where there are none."""
     text = render(tokenizer, messages, whose, reply=reply)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise BadInput(f"{whose}: its chat template makes no tokens of the messages; mend the template")
     return ids
