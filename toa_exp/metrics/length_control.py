@@ -24,7 +24,6 @@ INSTRUCTIONS = 805
 _GLM = "length_controlled_v1"
 _HUB = {"repo_id": "tatsu-lab/alpaca_eval", "repo_type": "dataset",
         "revision": "2edc6fad8be6b14ea7230aabfd08188da6b8b814"}  # fmt: skip
-_REFITS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +87,14 @@ def _from_hub() -> Path:
 
 
 def length_controlled(
-    comparisons: Sequence[Comparison], gamed: Path, *, by_row: bool = False
+    comparisons: Sequence[Comparison], gamed: Path, *, by_row: bool = False, refits: int = 200
 ) -> LengthControlled:
     """The win rate had the model's outputs been as long as the baseline's (Dubois et al. 2024).
 
     The difficulty of an instruction is looked up by its number, or with `by_row` by the place of the
     row, as the package does: that is wrong where a comparison is missing. The baseline against itself
     is 50 by construction. The interval refits the regression, at the strength of regularisation that
-    cross-validation chose, on resampled comparisons.
+    cross-validation chose, on `refits` resamples of the comparisons.
     """
     import numpy as np
 
@@ -117,14 +116,14 @@ def length_controlled(
         model = _fit(glm, train, weights, **glm.GLM_INFO[_GLM]["kwargs"])
         strength = float(np.ravel(model.C_)[0])
         predicted = model.predict_proba(test)[:, 1]
-        rates = list(_refitted(glm, train, test[judged[-len(test) :]], weights, strength))
+        rates = list(_refitted(glm, train, test[judged[-len(test) :]], weights, strength, refits))
     lower, upper = interval(np.array(rates))
     return LengthControlled(
         100.0 * float(predicted.mean()),
         100.0 * float(predicted.std(ddof=1)) / len(predicted) ** 0.5,
         (float(lower), float(upper)),
         {**made, "C": f"{strength:.4g}"},
-        f"bootstrap{LEVEL:.0%},refits={_REFITS},seed={SEED}",
+        f"bootstrap{LEVEL:.0%},refits={refits},seed={SEED}",
     )
 
 
@@ -170,14 +169,16 @@ def _fit(glm: Any, train: Any, weights: Any, **options: Any) -> Any:
     )
 
 
-def _refitted(glm: Any, train: Any, test: Any, weights: Any, strength: float) -> Iterator[float]:
+def _refitted(
+    glm: Any, train: Any, test: Any, weights: Any, strength: float, refits: int
+) -> Iterator[float]:
     """Rates on resampled comparisons; the gamed baselines stay as they are."""
     import pandas as pd
 
     own = train["not_gamed_baseline.astype(float)"] == 1
     fixed, fixed_weights = train[~own], weights[~own]
     compared, compared_weights = train[own], weights[own]
-    for chosen in resamples(len(compared), _REFITS):
+    for chosen in resamples(len(compared), refits):
         again = pd.concat([fixed, compared.iloc[chosen]], ignore_index=True)
         weighted = pd.concat([fixed_weights, compared_weights.iloc[chosen]], ignore_index=True)
         model = _fit(glm, again, weighted, n_splits=0, C=strength)
