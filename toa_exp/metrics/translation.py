@@ -44,9 +44,8 @@ def measures(
     found = {}
     for name in METRICS:
         metric = pooled.sacrebleu_metric(name, target)
-        score = metric.corpus_score(hypotheses, streams)
         rows = np.asarray(metric._extract_corpus_statistics(hypotheses, streams), dtype=np.float64)
-        _, lower, upper = bootstrap(rows, getattr(pooled, name))
+        value, lower, upper = bootstrap(rows, getattr(pooled, name))
         signature = metric.get_signature().format()
-        found[name] = Measure(score.score, (lower, upper), len(hypotheses), failed, signature)
+        found[name] = Measure(value, (lower, upper), len(hypotheses), failed, signature)
     return found
