@@ -1,8 +1,8 @@
 """What a run is called: experiment/task/ensemble/method/seed, the parts of its folder.
 
 A name is the choice of its group. Overrides that make it something else are part of it: parameters
-of the method (`toa,alpha=0.1`), a task's language pair (`wmt22.de-en`), agents given in place of the ensemble's (`tiny+small`), and the
-further keys of a sweep (`toa,selection=last`).
+of the method (`toa,alpha=0.1`), a task's language pair (`wmt22.de-en`), agents given in place of the
+ensemble's (`tiny+small`), and the further keys of a sweep (`toa,selection=last`).
 """
 
 from __future__ import annotations

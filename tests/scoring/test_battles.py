@@ -20,10 +20,15 @@ def arena(shared):
 def test_ratings_are_the_exact_optimum(arena, name):
     rows = read(arena / f"{name}.jsonl", "outputs")
     expected = json.loads((arena / "expected.json").read_text())[name]
-    battles = [Battle(r["model_a"], r["model_b"], {"model_a": 1.0, "model_b": 0.0, "tie": 0.5}[r["winner"]]) for r in rows]
+    battles = [
+        Battle(r["model_a"], r["model_b"], {"model_a": 1.0, "model_b": 0.0, "tie": 0.5}[r["winner"]])
+        for r in rows
+    ]
     found = ratings(battles, expected["baseline"])
     assert found == pytest.approx(expected["bt_elo_exact"], abs=1e-6)
-    assert {n: win_rate(r) for n, r in found.items()} == pytest.approx(expected["bt_winrate_vs_baseline"], abs=1e-6)
+    assert {n: win_rate(r) for n, r in found.items()} == pytest.approx(
+        expected["bt_winrate_vs_baseline"], abs=1e-6
+    )
 
 
 def test_battles_of_a_file(arena):
@@ -58,24 +63,39 @@ def test_verdicts_of_many_judgments(arena):
     assert [round(bound - score.value, 2) for bound in score.interval] == result["95_CI"]
     assert (score.n, score.failed) == (expected["n_battles_after_weighting"], result["invalid_scores"])
     # arena-hard-auto's own form has the baseline first in the first game.
-    games = [{"uid": str(n), "games": [{"score": b}, {"score": a}]} for n, (a, b) in enumerate(expected["verdicts"])]
+    games = [
+        {"uid": str(n), "games": [{"score": b}, {"score": a}]}
+        for n, (a, b) in enumerate(expected["verdicts"])
+    ]
     assert score_judgments(games).measures["score"].value == pytest.approx(score.value)
 
 
-@pytest.mark.parametrize("text, label", [("[[A>B]]", "A>B"), ("[[A>B]] no, [[A>B]]", "A>B"), ("[[A>B]] or [[B>A]]", None),
-                                         ("", None), ("[[C]]", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, label",
+    [
+        ("[[A>B]]", "A>B"),
+        ("[[A>B]] no, [[A>B]]", "A>B"),
+        ("[[A>B]] or [[B>A]]", None),
+        ("", None),
+        ("[[C]]", None),
+    ],
+)
 def test_a_verdict_is_read_where_it_is_one(text, label):
     assert verdict(text) == label
 
 
 def test_a_model_that_wins_all_is_rated_infinitely():
-    found = ratings([Battle("a", "base", 1.0)] * 3 + [Battle("b", "base", 1.0), Battle("b", "base", 0.0)], "base")
+    found = ratings(
+        [Battle("a", "base", 1.0)] * 3 + [Battle("b", "base", 1.0), Battle("b", "base", 0.0)], "base"
+    )
     assert found["a"] == math.inf and found["b"] == pytest.approx(1000.0)
     assert win_rate(math.inf) == 100.0 and win_rate(-math.inf) == 0.0
 
 
-@pytest.mark.parametrize("row, said", [({"winner": "me"}, "winner"), ({"model_a": "y"}, "two models"),
-                                       ({"model_b": None}, "two models")])  # fmt: skip
+@pytest.mark.parametrize(
+    "row, said",
+    [({"winner": "me"}, "winner"), ({"model_a": "y"}, "two models"), ({"model_b": None}, "two models")],
+)
 def test_bad_battles_are_refused(row, said):
     rows = [{"model_a": "x", "model_b": "y", "winner": "tie"}]
     with pytest.raises(BadInput, match=said):

@@ -12,7 +12,9 @@ from toa_exp.scoring.counts import score_counts
 from toa_exp.scoring.files import read
 
 
-@pytest.mark.parametrize("n, c, k", [(1, 0, 1), (5, 1, 5), (10, 3, 7), (100, 1, 50), (200, 37, 10), (40, 39, 2)])
+@pytest.mark.parametrize(
+    "n, c, k", [(1, 0, 1), (5, 1, 5), (10, 3, 7), (100, 1, 50), (200, 37, 10), (40, 39, 2)]
+)
 def test_pass_at_k_is_the_exact_fraction(n, c, k):
     exact = 1 - Fraction(comb(n - c, k), comb(n, k))
     assert pass_at_k(n, c, k) == pytest.approx(float(exact), rel=1e-14)

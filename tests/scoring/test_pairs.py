@@ -12,8 +12,9 @@ PAIRS = [{"id": "a", "gold": "18", "pred": "18"}, {"id": "b", "gold": "x", "pred
 
 
 def test_accuracy_and_decisions():
-    scored = score_pairs([*PAIRS, {"id": "c", "gold": "2", "pred": " "}, {"id": "d", "gold": 5, "pred": None}],
-                         ExactMatch())  # fmt: skip
+    scored = score_pairs(
+        [*PAIRS, {"id": "c", "gold": "2", "pred": " "}, {"id": "d", "gold": 5, "pred": None}], ExactMatch()
+    )
     measure = scored.measures["accuracy"]
     assert (measure.value, measure.n, measure.failed) == (0.25, 4, 2)
     assert [row["correct"] for row in scored.rows] == [True, False, False, False]
@@ -22,9 +23,13 @@ def test_accuracy_and_decisions():
 
 @pytest.mark.parametrize(
     "row, said",
-    [({"id": "a", "gold": "1", "pred": "1"}, "more than once"), ({"gold": "1", "pred": "1"}, "has no 'id'"),
-     ({"id": "c", "gold": "", "pred": "1"}, "gold"), ({"id": "c", "gold": "1", "pred": ["1"]}, "give a text")],
-)  # fmt: skip
+    [
+        ({"id": "a", "gold": "1", "pred": "1"}, "more than once"),
+        ({"gold": "1", "pred": "1"}, "has no 'id'"),
+        ({"id": "c", "gold": "", "pred": "1"}, "gold"),
+        ({"id": "c", "gold": "1", "pred": ["1"]}, "give a text"),
+    ],
+)
 def test_bad_rows_are_refused(row, said):
     with pytest.raises(BadInput, match=said):
         score_pairs([*PAIRS, row], ExactMatch())
@@ -41,8 +46,12 @@ def test_decisions_of_math_verify_are_those_recorded(shared):
     assert decided == {row["id"]: bool(row["math_verify"]["wrapped"]) for row in rows}
     assert scored.measures["accuracy"].failed == 0
     # What the judge is known to get wrong, by the labels of the data.
-    known = json.loads((shared / "data/math/expected.json").read_text())["answer_equivalence"]["math_verify_wrapped"]
-    wrong = {row["id"]: row["equivalent"] for row in rows if row["equivalent"] not in (None, decided[row["id"]])}
+    known = json.loads((shared / "data/math/expected.json").read_text())["answer_equivalence"][
+        "math_verify_wrapped"
+    ]
+    wrong = {
+        row["id"]: row["equivalent"] for row in rows if row["equivalent"] not in (None, decided[row["id"]])
+    }
     assert {name for name, right in wrong.items() if right} == set(known["false_negative"])
     assert {name for name, right in wrong.items() if not right} == set(known["false_positive"])
 
@@ -51,7 +60,16 @@ def test_hostile_answers_stop_nothing():
     pytest.importorskip("math_verify")
     from toa_exp.metrics.math import MathVerify
 
-    answers = ["9^{9^{9^{9^{9}}}}!", "x" * 100_000, "\0", "\u202e٣", "\\frac{" * 3000, "{" * 100_000, "18", "\ud800"]
+    answers = [
+        "9^{9^{9^{9^{9}}}}!",
+        "x" * 100_000,
+        "\0",
+        "\u202e٣",
+        "\\frac{" * 3000,
+        "{" * 100_000,
+        "18",
+        "\ud800",
+    ]
     rows = [{"id": str(n), "gold": "18", "pred": answer} for n, answer in enumerate(answers)]
     scored = score_pairs(rows, MathVerify(timeout=2.0))
     assert [row["correct"] for row in scored.rows] == [answer == "18" for answer in answers]

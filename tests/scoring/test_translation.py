@@ -12,10 +12,14 @@ from toa_exp.scoring.files import read
 from toa_exp.scoring.translation import score_systems
 
 ROWS = [
-    {"id": n, "src": f"Das ist Satz {n}.", "refs": {"A": f"This is sentence {n}.", "B": f"That is sentence {n}."},
-     "hyps": {"good": f"This is sentence {n}.", "poor": f"Sentence {n} it is"}}
+    {
+        "id": n,
+        "src": f"Das ist Satz {n}.",
+        "refs": {"A": f"This is sentence {n}.", "B": f"That is sentence {n}."},
+        "hyps": {"good": f"This is sentence {n}.", "poor": f"Sentence {n} it is"},
+    }
     for n in range(8)
-]  # fmt: skip
+]
 
 
 def score(rows, system="good", reference="A", pair="de-en", path="x.jsonl"):
@@ -48,8 +52,13 @@ def reference_scores(shared):
 
 def test_scores_are_those_of_sacrebleu_over_the_reference_data(shared):
     rows = reference_scores(shared)
-    compare(shared, [next(row for row in rows if row["testset"] == "wmt23" and row["pair"] == "de-en"),
-                     next(row for row in rows if row["refs"] == ["A", "B"])])  # fmt: skip
+    compare(
+        shared,
+        [
+            next(row for row in rows if row["testset"] == "wmt23" and row["pair"] == "de-en"),
+            next(row for row in rows if row["refs"] == ["A", "B"]),
+        ],
+    )
 
 
 @pytest.mark.slow
@@ -77,8 +86,10 @@ def test_the_target_language_decides_the_tokenizer(pair, tokenizer):
     if tokenizer == "ko-mecab":
         pytest.importorskip("mecab_ko")
     text = {"en-zh": "今天天气很好", "en-ja": "今日は天気がいいです", "en-ko": "오늘은 날씨가 좋습니다"}[pair]
-    rows = [{"id": n, "src": f"Fine weather {n}", "refs": {"A": f"{text} {n}"}, "hyps": {"s": f"{text} {n}"}}
-            for n in range(4)]  # fmt: skip
+    rows = [
+        {"id": n, "src": f"Fine weather {n}", "refs": {"A": f"{text} {n}"}, "hyps": {"s": f"{text} {n}"}}
+        for n in range(4)
+    ]
     measure = score(rows, system="s", pair=pair).measures["bleu"]
     assert f"tok:{tokenizer}" in measure.signature
     assert measure.value == pytest.approx(100.0)
@@ -86,14 +97,21 @@ def test_the_target_language_decides_the_tokenizer(pair, tokenizer):
 
 @pytest.mark.parametrize(
     "name, pair",
-    [("wmt22.de-en.jsonl.gz", "de-en"), ("wmt23_en-cs.jsonl", "en-cs"), ("mine.jsonl", None), ("a.zh_en.json", "zh-en")],
+    [
+        ("wmt22.de-en.jsonl.gz", "de-en"),
+        ("wmt23_en-cs.jsonl", "en-cs"),
+        ("mine.jsonl", None),
+        ("a.zh_en.json", "zh-en"),
+    ],
 )
 def test_the_pair_is_read_off_the_name(name, pair):
     assert pair_in_name(Path("de-fr") / name) == pair
 
 
 def test_without_a_pair_chinese_references_are_tokenized_as_chinese(caplog):
-    rows = [{"id": n, "src": "It rains.", "refs": {"A": "下雨了。"}, "hyps": {"s": "下雨了。"}} for n in range(3)]
+    rows = [
+        {"id": n, "src": "It rains.", "refs": {"A": "下雨了。"}, "hyps": {"s": "下雨了。"}} for n in range(3)
+    ]
     assert "tok:zh" in score(rows, system="s", pair=None).measures["bleu"].signature
     assert "task.pair" in caplog.text
 
@@ -109,7 +127,10 @@ def test_without_a_pair_chinese_references_are_tokenized_as_chinese(caplog):
         (changed(refs=None), "no object"),
         ([{**row, "lang": "de" if row["id"] % 2 else "cs"} for row in ROWS], "several languages"),
         ([*ROWS, *({**r, "id": r["id"] + 8, "src": "这是第几句话。"} for r in ROWS)], "several languages"),
-        ([*ROWS, *({**r, "id": r["id"] + 8, "refs": {"A": "这是第几句话。"}} for r in ROWS)], "several languages"),
+        (
+            [*ROWS, *({**r, "id": r["id"] + 8, "refs": {"A": "这是第几句话。"}} for r in ROWS)],
+            "several languages",
+        ),
     ],
 )
 def test_bad_rows_are_refused(rows, said):
@@ -152,12 +173,23 @@ def test_extreme_texts_go_through():
 def test_a_gzipped_file_is_read_line_by_line(tmp_path):
     path = tmp_path / "no-ending"
     odd = {"text": "a\u2028b\x85c"}
-    path.write_bytes(gzip.compress((json.dumps(odd, ensure_ascii=False) + "\n\n" + '{"text": "a\0b"}\n').encode()))
+    path.write_bytes(
+        gzip.compress((json.dumps(odd, ensure_ascii=False) + "\n\n" + '{"text": "a\0b"}\n').encode())
+    )
     assert read(path, "outputs") == [odd, {"text": "a\0b"}]
 
 
-@pytest.mark.parametrize("content, said", [(b"", "empty"), (b'{"a": 1}\n{"a"', "line 2"), (b"\xff{}", "UTF-8"),
-                                           (b"n,c\n1\n", "line 2"), (b"[1]", "no JSON object"), (b"n,c\n", "no rows")])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "empty"),
+        (b'{"a": 1}\n{"a"', "line 2"),
+        (b"\xff{}", "UTF-8"),
+        (b"n,c\n1\n", "line 2"),
+        (b"[1]", "no JSON object"),
+        (b"n,c\n", "no rows"),
+    ],
+)
 def test_broken_files_are_refused(tmp_path, content, said):
     path = tmp_path / "file"
     path.write_bytes(content)

@@ -14,7 +14,9 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     import numpy as np
 
     if not 0 <= correct <= samples or not 1 <= k <= samples:
-        raise BadInput(f"pass@{k} of {correct} right in {samples} samples: 0 <= c <= n and 1 <= k <= n must hold")
+        raise BadInput(
+            f"pass@{k} of {correct} right in {samples} samples: 0 <= c <= n and 1 <= k <= n must hold"
+        )
     if samples - correct < k:
         return 1.0
     if correct <= k:

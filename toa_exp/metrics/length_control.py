@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,8 +22,7 @@ GAMED = "df_gamed.csv"
 RECONSTRUCTED = "df_gamed_reconstructed.csv"
 INSTRUCTIONS = 805
 _GLM = "length_controlled_v1"
-_HUB = {"repo_id": "tatsu-lab/alpaca_eval", "repo_type": "dataset",
-        "revision": "2edc6fad8be6b14ea7230aabfd08188da6b8b814"}  # fmt: skip
+_HUB, _REVISION = "tatsu-lab/alpaca_eval", "2edc6fad8be6b14ea7230aabfd08188da6b8b814"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class LengthControlled:
     rate: float
     standard_error: float
     interval: tuple[float, float]
-    signature: dict[str, object]
+    signature: Mapping[str, object]
     interval_by: str
 
 
@@ -69,7 +68,7 @@ def reference_file(folder: Path | None) -> Path:
         return folder / RECONSTRUCTED
     raise BadInput(
         f"references={folder} has neither {GAMED} nor {RECONSTRUCTED}. {GAMED} is in the data set "
-        f"{_HUB['repo_id']} of the Hugging Face hub"
+        f"{_HUB} of the Hugging Face hub"
     )
 
 
@@ -77,11 +76,11 @@ def _from_hub() -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(filename=GAMED, **_HUB))
+        return Path(hf_hub_download(_HUB, GAMED, repo_type="dataset", revision=_REVISION))
     except (OSError, ValueError) as error:  # what being offline looks like
         raise BadInput(
             f"{GAMED} could not be loaded from the hub ({type(error).__name__}). Where the hub is out of "
-            f"reach, copy it from https://huggingface.co/datasets/{_HUB['repo_id']} together with "
+            f"reach, copy it from https://huggingface.co/datasets/{_HUB} together with "
             f"{DIFFICULTY} into a folder, and give references=<folder>"
         ) from error
 
@@ -169,9 +168,7 @@ def _fit(glm: Any, train: Any, weights: Any, **options: Any) -> Any:
     )
 
 
-def _refitted(
-    glm: Any, train: Any, test: Any, weights: Any, strength: float, refits: int
-) -> Iterator[float]:
+def _refitted(glm: Any, train: Any, test: Any, weights: Any, strength: float, refits: int) -> Iterator[float]:
     """Rates on resampled comparisons; the gamed baselines stay as they are."""
     import pandas as pd
 

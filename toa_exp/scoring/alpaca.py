@@ -49,7 +49,9 @@ def _texts(outputs: Sequence[checks.Row]) -> dict[str, str]:
     checks.unique(names, "instruction")
     generators = sorted({str(row.get("generator")) for row in outputs})
     if len(generators) > 1:
-        raise BadInput(f"the outputs are of several generators: {', '.join(generators[:5])}; score each apart")
+        raise BadInput(
+            f"the outputs are of several generators: {', '.join(generators[:5])}; score each apart"
+        )
     return found
 
 

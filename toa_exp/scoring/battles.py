@@ -8,8 +8,15 @@ from typing import Any
 
 from toa_exp.errors import BadInput, choose
 from toa_exp.metrics.arena import (
-    INTERVAL, WEIGHT, Battle, battles_of, interval, ratings, verdict, win_rate
-)  # fmt: skip
+    INTERVAL,
+    WEIGHT,
+    Battle,
+    battles_of,
+    interval,
+    ratings,
+    verdict,
+    win_rate,
+)
 from toa_exp.scoring import rows as checks
 from toa_exp.scoring.measure import Measure, Scored, signed
 
@@ -45,7 +52,9 @@ def score_judgments(rows: Sequence[checks.Row]) -> Scored:
     model's answer first and second, or `games` of arena-hard-auto, which have the baseline first
     and second. A game without a valid verdict is left out and counts as failed.
     """
-    identifiers = checks.identifiers(rows, "id" if "id" in rows[0] else "uid" if "uid" in rows[0] else "question_id")
+    identifiers = checks.identifiers(
+        rows, "id" if "id" in rows[0] else "uid" if "uid" in rows[0] else "question_id"
+    )
     models = sorted({str(row.get("model")) for row in rows})
     if len(models) > 1:
         raise BadInput(f"the judgments are of several models: {', '.join(models[:5])}; score each apart")
@@ -61,12 +70,18 @@ def score_judgments(rows: Sequence[checks.Row]) -> Scored:
             found = battles_of(label, first, second)
             valid.append(bool(found))
             battles += found
-        decisions.append({"id": identifier, "verdicts": labels, "failed": None if all(valid) else "no verdict"})
-    failed = sum(label is None or not battles_of(label, "", "") for row in decisions for label in row["verdicts"])
+        decisions.append(
+            {"id": identifier, "verdicts": labels, "failed": None if all(valid) else "no verdict"}
+        )
+    failed = sum(
+        label is None or not battles_of(label, "", "") for row in decisions for label in row["verdicts"]
+    )
     if not battles:
         raise BadInput("no judgment has a valid verdict; there is nothing to score")
     if failed:
-        log.warning("%d of %d games have no valid verdict: left out, and counted as failed", failed, 2 * len(rows))
+        log.warning(
+            "%d of %d games have no valid verdict: left out, and counted as failed", failed, 2 * len(rows)
+        )
     measures = _measures(battles, _GENERATED, _BASELINE, failed)
     return Scored({"score": measures["score"]}, decisions)
 
@@ -84,10 +99,19 @@ def _measures(battles: Sequence[Battle], system: str, anchor: str, failed: int) 
     low, high = interval(battles, elo)
     n = len(battles)
     return {
-        "score": Measure(win_rate(rating), (win_rate(low), win_rate(high)), n, failed,
-                         signed("score", **made), INTERVAL, empirical),
-        "elo": Measure(rating, (low, high), n, failed, signed("elo", anchor=1000, scale=400, **made), INTERVAL),
-    }  # fmt: skip
+        "score": Measure(
+            win_rate(rating),
+            (win_rate(low), win_rate(high)),
+            n,
+            failed,
+            signed("score", **made),
+            INTERVAL,
+            empirical,
+        ),
+        "elo": Measure(
+            rating, (low, high), n, failed, signed("elo", anchor=1000, scale=400, **made), INTERVAL
+        ),
+    }
 
 
 def _battle(row: checks.Row, number: int) -> Battle:

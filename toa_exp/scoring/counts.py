@@ -57,7 +57,9 @@ def _group(rows: Sequence[checks.Row], chosen: Mapping[str, str | None]) -> list
             kept = [row for row in kept if str(row.get(field)) == str(wanted)]
     groups = list(dict.fromkeys(tuple(str(row.get(field, "")) for field in GROUPS) for row in kept))
     if len(groups) > 1:
-        listed = "; ".join(" ".join(f"{f}={v!r}" for f, v in zip(GROUPS, g, strict=True) if v) for g in groups)
+        listed = "; ".join(
+            " ".join(f"{f}={v!r}" for f, v in zip(GROUPS, g, strict=True) if v) for g in groups
+        )
         raise BadInput(f"the counts are of {len(groups)} groups; choose one: {listed}")
     return kept
 

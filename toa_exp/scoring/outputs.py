@@ -20,7 +20,9 @@ from toa_exp.selection import majority_vote
 from toa_exp.stats import bootstrap
 from toa_exp.tasks.base import Task
 
-_MEND = "Give one output a problem, null where it failed; task.limit=<n> or task.ids=[...] keep fewer problems"
+_MEND = (
+    "Give one output a problem, null where it failed; task.limit=<n> or task.ids=[...] keep fewer problems"
+)
 
 
 def score_outputs(rows: Sequence[checks.Row], task: Task) -> Scored:

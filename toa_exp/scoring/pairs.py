@@ -27,7 +27,9 @@ def score_pairs(rows: Sequence[checks.Row], judge: Judge) -> Scored:
         decisions.append({"id": identifier, "correct": bool(verdict), "failed": failed})
     failures = sum(row["failed"] is not None for row in decisions)
     signature = signed("accuracy", **judge.fingerprint(), answers="wrapped", failed="wrong")
-    return Scored({"accuracy": mean([float(row["correct"]) for row in decisions], failures, signature)}, decisions)
+    return Scored(
+        {"accuracy": mean([float(row["correct"]) for row in decisions], failures, signature)}, decisions
+    )
 
 
 def _pair(row: checks.Row, number: int) -> tuple[str, str]:

@@ -33,8 +33,12 @@ def score_preferences(
     if not judged:
         raise BadInput("no comparison has a preference; there is nothing to score")
     if failed:
-        log.warning("%d of %d comparisons have no judgement: they count as failed, and rates are over the "
-                    "other %d", failed, len(comparisons) + absent, len(judged))  # fmt: skip
+        log.warning(
+            "%d of %d comparisons have no judgement: they count as failed, and rates are over the other %d",
+            failed,
+            len(comparisons) + absent,
+            len(judged),
+        )
     wins = np.array([won(c.preference) for c in judged])
     source = {"preference": "1..2", "draws": "half", "failed": "left_out"}
     measures = {
@@ -42,8 +46,14 @@ def score_preferences(
         "win_rate_se": _standard_error(wins, failed, signed("win_rate_se", **source)),
     }
     measures |= _length_controlled(comparisons, references, len(judged), failed)
-    rows = [{"id": c.instruction, "win": None if c.preference is None else won(c.preference),
-             "failed": "no judgement" if c.preference is None else None} for c in comparisons]  # fmt: skip
+    rows = [
+        {
+            "id": c.instruction,
+            "win": None if c.preference is None else won(c.preference),
+            "failed": "no judgement" if c.preference is None else None,
+        }
+        for c in comparisons
+    ]
     return Scored(measures, rows)
 
 
@@ -59,10 +69,10 @@ def from_table(rows: Sequence[checks.Row]) -> list[Comparison]:
     for number, row in enumerate(rows, start=1):
         where = f"row {number}"
         instruction = checks.integer(row, "instruction_id", where)
-        lengths = [checks.integer(row, field, where) for field in ("len_baseline", "len_model")]
+        lengths = tuple(checks.integer(row, field, where) for field in ("len_baseline", "len_model"))
         if min(lengths) < 0:
             raise BadInput(f"{where}: lengths are {lengths}; a length is 0 or more")
-        found.append(Comparison(_known(instruction, where), *lengths, preference(row, where)))
+        found.append(Comparison(_known(instruction, where), lengths[0], lengths[1], preference(row, where)))
     checks.unique([str(comparison.instruction) for comparison in found], "instruction_id")
     return found
 
@@ -86,9 +96,11 @@ def from_annotations(rows: Sequence[checks.Row], numbers: Mapping[str, int] | No
         where = f"annotation {place + 1}"
         if numbers is not None and instruction not in numbers:
             raise BadInput(f"{where}: none of AlpacaEval's instructions is {instruction!r:.80}")
-        outputs = [_required(row, field, place + 1, empty=True) for field in ("output_1", "output_2")]
+        baseline, output = (
+            _required(row, field, place + 1, empty=True) for field in ("output_1", "output_2")
+        )
         number = place if numbers is None else numbers[instruction]
-        found.append(Comparison(number, *map(len, outputs), preference(row, where)))
+        found.append(Comparison(number, len(baseline), len(output), preference(row, where)))
     return found
 
 
@@ -97,14 +109,18 @@ def one_model(rows: Sequence[checks.Row]) -> None:
     for field in ("generator_1", "generator_2", "annotator"):
         names = sorted({str(row.get(field)) for row in rows})
         if len(names) > 1:
-            raise BadInput(f"the annotations are of several {field}: {', '.join(names[:5])}; score each apart")
+            raise BadInput(
+                f"the annotations are of several {field}: {', '.join(names[:5])}; score each apart"
+            )
 
 
 def preference(row: checks.Row, where: str) -> float | None:
     """The preference of a row, None where the judge failed; raises BadInput for what is none."""
     value = checks.number(row, "preference", where)
     if value is not None and value != 0 and not 1 <= value <= 2:
-        raise BadInput(f"{where}: preference={value:g}; it is from 1 (baseline) to 2 (model), or 0 for a draw")
+        raise BadInput(
+            f"{where}: preference={value:g}; it is from 1 (baseline) to 2 (model), or 0 for a draw"
+        )
     return value
 
 
@@ -147,17 +163,29 @@ def _length_controlled(
         if references is not None:
             raise
         log.warning("no length-controlled win rate: %s", error)
-        return {"lc_win_rate": Measure(None, None, n, failed, signed("lc_win_rate"), more={"error": str(error)})}
+        return {
+            "lc_win_rate": Measure(None, None, n, failed, signed("lc_win_rate"), more={"error": str(error)})
+        }
     names = {"lc_win_rate": False}
     if len(comparisons) < INSTRUCTIONS:
         names["lc_win_rate_by_row"] = True
-        log.warning("%d of AlpacaEval's %d instructions have no row. lc_win_rate looks their difficulty up by "
-                    "instruction; the alpaca_eval package does so by the row's place, which shifts it after a "
-                    "missing row: that is lc_win_rate_by_row", INSTRUCTIONS - len(comparisons),
-                    INSTRUCTIONS)  # fmt: skip
+        log.warning(
+            "%d of AlpacaEval's %d instructions have no row. lc_win_rate looks their difficulty up by "
+            "instruction; the alpaca_eval package does so by the row's place, which shifts it after a "
+            "missing row: that is lc_win_rate_by_row",
+            INSTRUCTIONS - len(comparisons),
+            INSTRUCTIONS,
+        )
     found = {}
     for name, by_row in names.items():
         made = length_controlled(comparisons, gamed, by_row=by_row)
-        found[name] = Measure(made.rate, made.interval, n, failed, signed(name, **made.signature),
-                              made.interval_by, {"standard_error": made.standard_error})  # fmt: skip
+        found[name] = Measure(
+            made.rate,
+            made.interval,
+            n,
+            failed,
+            signed(name, **made.signature),
+            made.interval_by,
+            {"standard_error": made.standard_error},
+        )
     return found

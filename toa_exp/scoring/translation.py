@@ -37,13 +37,20 @@ def score_systems(
     references = [[_reference(row, label, n) for label in labels] for n, row in enumerate(rows, start=1)]
     hypotheses = [_hypothesis(row, name, n) for n, row in enumerate(rows, start=1)]
     target = _target(rows, references, path, pair)
-    lost = [not h.strip() and any(r.strip() for r in rs) for h, rs in zip(hypotheses, references, strict=True)]
+    lost = [
+        not h.strip() and any(r.strip() for r in rs) for h, rs in zip(hypotheses, references, strict=True)
+    ]
     absent = _absent(rows)
     _say(lost, absent)
-    other = [checks.script(h) not in (None, checks.script(rs[0])) for h, rs in zip(hypotheses, references, strict=True)]
+    other = [
+        checks.script(h) not in (None, checks.script(rs[0]))
+        for h, rs in zip(hypotheses, references, strict=True)
+    ]
     if sum(other) > len(rows) / 20:
         log.warning("%d of %d hypotheses are in another script than their reference", sum(other), len(rows))
-    decided = [{"id": i, "failed": "empty" if bad else None} for i, bad in zip(identifiers, lost, strict=True)]
+    decided = [
+        {"id": i, "failed": "empty" if bad else None} for i, bad in zip(identifiers, lost, strict=True)
+    ]
     return Scored(measures(hypotheses, references, target, sum(lost) + absent), decided)
 
 
@@ -98,12 +105,17 @@ def _target(
 ) -> str | None:
     for field in _LANGUAGES:
         if len(found := {str(row.get(field)) for row in rows}) > 1:
-            raise BadInput(f"the rows are of several languages ({field}: {', '.join(sorted(found))}); score each pair on its own")
+            raise BadInput(
+                f"the rows are of several languages ({field}: {', '.join(sorted(found))}); "
+                f"score each pair on its own"
+            )
     checks.one_script((str(row.get("src") or "") for row in rows), "sources")
     script = checks.one_script((given[0] for given in references), "references")
     named = pair_in_name(path)
     if pair and named and pair != named:
-        raise BadInput(f"task.pair={pair}, but the file's name says {named}; rename it, or give the right pair")
+        raise BadInput(
+            f"task.pair={pair}, but the file's name says {named}; rename it, or give the right pair"
+        )
     if pair or named:
         return target_of(str(pair or named))
     guess = _OF_SCRIPT.get(str(script))

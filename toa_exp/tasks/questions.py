@@ -26,7 +26,7 @@ class Questions:
     has a reference there is no metric.
     """
 
-    forms = ("pairs", "counts", "outputs")
+    forms: tuple[str, ...] = ("pairs", "counts", "outputs")
 
     def __init__(
         self,
@@ -111,7 +111,9 @@ class Questions:
 
     def _problem(self, number: int, row: Row) -> Problem:
         fields = self._fields
-        identifier, prompt, reference = (_value(row, fields.get(name)) for name in ("id", "prompt", "reference"))
+        identifier, prompt, reference = (
+            _value(row, fields.get(name)) for name in ("id", "prompt", "reference")
+        )
         if not isinstance(prompt, str) or not prompt.strip():
             raise BadInput(
                 f"{self._where()}, row {number + 1}: no text in field {fields['prompt']!r}; it has "

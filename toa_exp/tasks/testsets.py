@@ -18,7 +18,7 @@ def segments(testset: str, pair: str) -> Iterator[dict[str, Any]]:
 
     if testset not in DATASETS:
         raise choose("task.testset", testset, sorted(name for name in DATASETS if name.startswith("wmt2")))
-    dataset = DATASETS[testset]
+    dataset: Any = DATASETS[testset]
     if pair not in dataset.langpairs:
         raise choose(f"task.pair of {testset}:", pair, sorted(dataset.langpairs))
     try:
@@ -33,7 +33,11 @@ def segments(testset: str, pair: str) -> Iterator[dict[str, Any]]:
             f"task.path=<file.jsonl> with rows of id, src and refs. Its source: {', '.join(dataset.data)}"
         ) from error
     for number, line in enumerate(source):
-        yield {"id": number, "src": line, "refs": {label: lines[number] for label, lines in references.items()}}
+        yield {
+            "id": number,
+            "src": line,
+            "refs": {label: lines[number] for label, lines in references.items()},
+        }
 
 
 def _lines(path: str) -> list[str]:

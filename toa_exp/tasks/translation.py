@@ -11,7 +11,7 @@ from toa_exp.draws import Message
 from toa_exp.errors import BadInput, choose
 from toa_exp.metrics.base import Metric
 from toa_exp.metrics.pooled import sacrebleu_metric, statistics
-from toa_exp.metrics.translation import METRICS, PAIR, pair_in_name, target_of
+from toa_exp.metrics.translation import METRICS, pair_in_name, target_of
 from toa_exp.tasks.base import Prompts
 from toa_exp.tasks.source import Row, chosen_ids, rows
 from toa_exp.tasks.testsets import segments
@@ -123,10 +123,14 @@ class Translation:
         where = f"{self._where()}, row {number + 1}"
         source, references = row.get("src"), row.get("refs")
         if not isinstance(source, str) or not isinstance(references, dict) or not references:
-            raise BadInput(f"{where}: give 'src', a text, and 'refs', texts by label; it has {', '.join(row)}")
+            raise BadInput(
+                f"{where}: give 'src', a text, and 'refs', texts by label; it has {', '.join(row)}"
+            )
         labels = list(references) if self._labels is None else self._labels
         for label in labels:
             if label not in references:
                 raise choose("reference", label, list(references))
         chosen = [str(references[label]) for label in labels]
-        return Problem(str(row.get("id", number)), source.strip(), chosen, {"pair": self._pair, **self._names})
+        return Problem(
+            str(row.get("id", number)), source.strip(), chosen, {"pair": self._pair, **self._names}
+        )
