@@ -41,10 +41,14 @@ def test_every_task_is_built(choice, tmp_path):
     config = compose(f"task={choice}")
     if "path" in list(config.task):
         config.task.path = str(tmp_path / "q.jsonl")
+    if "pair" in list(config.task):
+        config.task.pair = "de-en"
     task = build(config.task, "task")
     for template in ("direct", "refine", "aggregate"):
         drafts = {"direct": [], "refine": ["one"], "aggregate": ["one", "two"]}[template]
-        messages = task.render(Problem("p", "Why?"), template, drafts)
+        messages = task.render(
+            Problem("p", "Why?", meta={"source": "German", "target": "English"}), template, drafts
+        )
         assert "Why?" in messages[-1]["content"]
         assert all(draft in messages[-1]["content"] for draft in drafts)
 
