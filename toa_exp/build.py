@@ -77,7 +77,9 @@ def _check(function: Callable[..., Any], values: Mapping[str, Any], what: str) -
         if name not in known:
             allowed = known or ["none: it takes no parameters"]
             raise choose(f"field of {what} ({getattr(function, '__name__', function)}):", name, allowed)
-    hints = typing.get_type_hints(inspect.getattr_static(function, "__init__") if isinstance(function, type) else function)
+    hints = typing.get_type_hints(
+        inspect.getattr_static(function, "__init__") if isinstance(function, type) else function
+    )
     for name, value in values.items():
         allowed_types = _types(hints.get(name))
         if allowed_types and not isinstance(value, tuple(allowed_types)):

@@ -62,8 +62,8 @@ def test_scores_are_those_of_sacrebleu_over_the_reference_data(shared):
 
 
 @pytest.mark.slow
-def test_scores_are_those_of_sacrebleu_for_every_system(shared):
-    compare(shared, reference_scores(shared))
+def test_scores_are_those_of_sacrebleu_for_many_systems(shared):
+    compare(shared, reference_scores(shared)[::3])
 
 
 def compare(shared, expected):

@@ -93,3 +93,15 @@ def lc_win_rate(rows: NDArray[np.float64]) -> float:
         if np.abs(step).max() < 1e-9:
             break
     return float(100.0 / (1.0 + np.exp(-weights[0])))
+
+
+def judged_win_rate(rows: NDArray[np.float64]) -> float:
+    """Win rate in per cent over the comparisons that were judged; a row is: judged (1 or 0), won."""
+    judged = rows[:, 0].sum()
+    return float(100.0 * rows[:, 1].sum() / judged) if judged else float("nan")
+
+
+def lc_win_rate_of_judged(rows: NDArray[np.float64]) -> float:
+    """`lc_win_rate` over the comparisons that were judged; a row begins with judged (1 or 0)."""
+    judged = rows[rows[:, 0] > 0]
+    return lc_win_rate(judged) if len(judged) else float("nan")

@@ -1,0 +1,253 @@
+"""Measures stored runs anew: answers from the store, chosen as before or otherwise."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from toa_exp import labels, records
+from toa_exp.build import build, build_function
+from toa_exp.core import Problem, Reply, Request, Usage
+from toa_exp.cost import Cost
+from toa_exp.curves import Curve
+from toa_exp.draws import Score, canonical, digest, score_key
+from toa_exp.errors import BadInput, Incomplete
+from toa_exp.metrics.base import Metric
+from toa_exp.metrics.of_run import Answered, RunMetric, WinRate
+from toa_exp.metrics.pooled import pools_of
+from toa_exp.rewards.base import Reward
+from toa_exp.runner import Outcome, Selection
+from toa_exp.sampler import Counts
+from toa_exp.store import Store
+from toa_exp.tasks.base import Task
+
+log = logging.getLogger(__name__)
+_CHOICES = ("selection", "reward")
+
+
+@dataclass(slots=True)
+class _Line:
+    """A line of trajectories.jsonl, with what is made of it."""
+
+    record: dict[str, Any]
+    replies: list[Reply]
+    answer: int | None
+
+
+async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str]) -> str:
+    """Add `config.metric` to the run in `folder`; returns the curve as text.
+
+    `choices` are those of the groups. Raises BadInput where the store lacks a text or the task's
+    data have changed.
+    """
+    run = _configuration(folder)
+    changed = [group for group in _CHOICES if group in choices]
+    for group in changed:
+        run[group] = config[group]
+    async with AsyncExitStack() as held:
+        task: Task = build(run.task, "task")
+        held.push_async_callback(task.close)
+        metric = _metric(config, task)
+        held.push_async_callback(metric.close)
+        store = held.enter_context(closing(_store(run, config)))
+        problems = {problem.id: problem for problem in task.problems()}
+        lines = [_line(record, store, problems, folder) for record in _records(folder)]
+        if "reward" in changed:
+            reward: Reward = build(run.reward, "reward", task=task)
+            held.push_async_callback(reward.close)
+            await _score_anew(lines, problems, reward, store)
+        if changed:
+            _choose(lines, build_function(run.selection, "selection"), task)
+            for line in lines:
+                line.record["metrics"] = None if line.answer is None else {}
+        await _measure(lines, problems, metric)
+        if isinstance(metric, WinRate):
+            await _annotations(_target(folder, changed, choices), lines, problems, metric)
+    return _publish(folder, run, changed, choices, lines, metric)
+
+
+def _configuration(folder: Path) -> DictConfig:
+    labels.register()
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _metric(config: DictConfig, task: Task) -> RunMetric:
+    """The metric; a judge of its own is built first."""
+    values = OmegaConf.to_container(config.metric, resolve=True)
+    assert isinstance(values, dict)
+    node = OmegaConf.create({k: v for k, v in values.items() if k != "judge"})
+    if "judge" in values:
+        judge = build(OmegaConf.create(values["judge"]), "metric.judge")
+        made: RunMetric = build(node, "metric", judge=judge)
+    else:
+        made = build(node, "metric", task=task)
+    return made
+
+
+def _store(run: DictConfig, config: DictConfig) -> Store:
+    path = Path(config.store.path or run.store.path)
+    if not path.is_file():
+        raise BadInput(f"there is no store at {path}, where the run keeps its texts; give store.path=<file>")
+    return Store(path)
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    with (folder / "trajectories.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def _line(record: dict[str, Any], store: Store, problems: Mapping[str, Problem], folder: Path) -> _Line:
+    """A line with its texts, which are looked up by the keys of their draws."""
+    if record["problem"] not in problems:
+        raise BadInput(
+            f"{folder}: problem {record['problem']!r} is none of the task's any more; its data have changed"
+        )
+    query = (
+        "SELECT key, text FROM draws JOIN problems ON number = problem WHERE id = ? AND key IN "
+        f"({','.join('?' * len(record['samples']))})"
+    )
+    keys = [bytes.fromhex(sample["draw"]) for sample in record["samples"]]
+    texts = dict(store.rows(query, (record["problem"], *keys)))
+    replies = []
+    for key, sample in zip(keys, record["samples"], strict=True):
+        if key not in texts:
+            raise BadInput(
+                f"{store.path} has no draw {key.hex()} of problem {record['problem']!r}; give the store "
+                f"of this run: store.path=<file>"
+            )
+        reward = -math.inf if sample["reward"] is None else sample["reward"]
+        usage = Usage(sample["prompt_tokens"], sample["completion_tokens"])
+        request = Request(sample["agent"], sample["template"])
+        replies.append(Reply(request, texts[key], reward, usage, sample["failure"]))
+    return _Line(record, replies, record["answer"])
+
+
+async def _score_anew(
+    lines: Sequence[_Line], problems: Mapping[str, Problem], reward: Reward, store: Store
+) -> None:
+    """Give every sample the reward of another model, through the store."""
+    mark = store.register(reward.fingerprint())
+    for line in lines:
+        problem = problems[line.record["problem"]]
+        fresh = []
+        for reply, sample in zip(line.replies, line.record["samples"], strict=True):
+            if reply.failure is not None:
+                fresh.append(reply)
+                continue
+            key = score_key(mark, problem, reply.text)
+            score = await store.get_score(key)
+            if score is None:
+                made = await reward.score(problem, reply.text)
+                score = await store.put_score(key, Score(float(made.reward), made.tokens, made.seconds))
+            sample["reward"] = score.reward
+            fresh.append(Reply(reply.request, reply.text, score.reward, reply.usage))
+        line.replies = fresh
+
+
+def _choose(lines: Sequence[_Line], selection: Selection, task: Task) -> None:
+    for line in lines:
+        line.answer = line.record["answer"] = selection(line.replies, task.final_answer)
+
+
+def _answered(lines: Sequence[_Line], problems: Mapping[str, Problem]) -> list[Answered]:
+    return [
+        Answered(problems[line.record["problem"]], line.replies, line.answer)
+        for line in lines
+        if line.answer is not None
+    ]
+
+
+async def _measure(lines: Sequence[_Line], problems: Mapping[str, Problem], metric: RunMetric) -> None:
+    answered = _answered(lines, problems)
+    if not answered:
+        raise Incomplete("no problem of the run has an answer; there is nothing to measure")
+    found: list[Mapping[str, Metric]] = await metric.measure(answered)
+    with_answer = [line for line in lines if line.answer is not None]
+    for line, metrics in zip(with_answer, found, strict=True):
+        line.record["metrics"] = {**line.record["metrics"], **metrics}
+
+
+async def _annotations(
+    target: Path, lines: Sequence[_Line], problems: Mapping[str, Problem], metric: WinRate
+) -> None:
+    """Write the comparisons at each budget as AlpacaEval's annotations, which `toa-exp score` takes."""
+    target.mkdir(parents=True, exist_ok=True)
+    for budget in dict.fromkeys(line.record["budget"] for line in lines):
+        rows = await metric.compare(_answered([l for l in lines if l.record["budget"] == budget], problems))  # noqa: E741
+        path = target / f"annotations-{budget:g}.json"
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        log.info("comparisons at budget %g are in %s", budget, path)
+
+
+def _target(folder: Path, changed: Sequence[str], choices: Mapping[str, str]) -> Path:
+    """The run folder itself, or where something is chosen anew one beside it."""
+    marks = [f"{group}={choices[group]}" for group in changed]
+    method = ",".join([folder.parent.name, *marks])
+    return folder.parent.parent / method / folder.name if changed else folder
+
+
+def _publish(
+    folder: Path,
+    run: DictConfig,
+    changed: Sequence[str],
+    choices: Mapping[str, str],
+    lines: Sequence[_Line],
+    metric: RunMetric,
+) -> str:
+    target = _target(folder, changed, choices)
+    target.mkdir(parents=True, exist_ok=True)
+    values: Any = OmegaConf.to_container(run, resolve=True)
+    if changed:
+        values["run"] |= {group: choices[group] for group in changed}
+        values["run"]["method"] = target.parent.name
+        values["run"]["pools"] = {}
+        material = {"before": values["run"]["configuration"], **{group: values[group] for group in changed}}
+        values["run"]["configuration"] = digest(canonical(material)).hex()[:8]
+    values["run"]["pools"] = {**values["run"]["pools"], **metric.pools}
+    curve = _curve(folder, values, lines)
+    partial = target / "trajectories.jsonl.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line.record, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    rows = curve.rows()
+    records.publish(target, partial, values, rows)
+    return records.table(rows, values, target, Counts())
+
+
+def _curve(folder: Path, values: Mapping[str, Any], lines: Sequence[_Line]) -> Curve:
+    """The curve of the lines; problems that were parked in the run stay counted."""
+    with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
+        before = {
+            json.loads(row["budget"]): int(row["failed"]) + int(row["problems"])
+            for row in csv.DictReader(file)
+        }
+    curve = Curve(values["run"]["method"], list(before), pools_of(values["run"]["pools"]))
+    for line in lines:
+        record = line.record
+        rewards = [reply.reward for reply in line.replies if reply.failure is None]
+        curve.add(
+            Outcome(
+                record["problem"],
+                record["budget"],
+                [],
+                line.answer,
+                record["metrics"],
+                Cost(**record["cost"]),
+                max(rewards, default=None),
+            )
+        )
+    present = sum(line.record["budget"] == next(iter(before)) for line in lines)
+    for _ in range(next(iter(before.values())) - present):
+        curve.park()
+    return curve
