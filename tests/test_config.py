@@ -14,18 +14,18 @@ from toa_exp.core import Problem
 
 CHOICES = [(group, choice) for group, choices in group_choices().items() for choice in choices]
 FUNCTIONS = ("method", "selection")
-BUILT = ("task", "reward", "engine")
+BUILT = ("task", "reward", "engine", "metric")
 
 
-def compose(*overrides):
+def compose(*overrides, config="config"):
     labels.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        return hydra.compose(config, list(overrides))
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group, choice):
-    config = compose(f"{group}={choice}")
+    config = compose(f"{group}={choice}", config="evaluate" if group == "metric" else "config")
     if group == "experiment":
         return
     node = config[group]

@@ -145,6 +145,7 @@ def test_a_judge_at_an_endpoint_gives_win_rates_and_is_asked_once(tmp_path, judg
     assert float(row["win_rate"]) == pytest.approx(75.0) and float(row["judge_failed"]) == pytest.approx(
         1 / 6
     )
+    assert "weighted_alpaca_eval_gpt4_turbo-judge-" in (judged_run / "config.yaml").read_text()
     written = json.loads((judged_run / "annotations-1.json").read_text())
     assert [r["preference"] is None for r in written] == [False] * 3 + [True] + [False] * 2
 

@@ -216,6 +216,8 @@ def _publish(
         material = {"before": values["run"]["configuration"], **{group: values[group] for group in changed}}
         values["run"]["configuration"] = digest(canonical(material)).hex()[:8]
     values["run"]["pools"] = {**values["run"]["pools"], **metric.pools}
+    name = choices["metric"]
+    values["run"]["measured"] = {**values["run"].get("measured", {}), name: dict(metric.fingerprint())}
     curve = _curve(folder, values, lines)
     partial = target / "trajectories.jsonl.partial"
     with partial.open("w", encoding="utf-8") as file:

@@ -39,6 +39,10 @@ class RunMetric(Protocol):
         """The functions of the metrics that are no mean, by import path (metrics/pooled.py)."""
         ...
 
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What decides its values, beside the answers."""
+        ...
+
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
         """The metrics of each answer, the same names for all."""
         ...
@@ -58,6 +62,10 @@ class TaskMetrics:
     def pools(self) -> Mapping[str, str]:
         """The task's."""
         return dict(getattr(self._task, "pools", {}))
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The task's."""
+        return self._task.fingerprint()
 
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
         """The task's metrics of each answer."""
@@ -79,6 +87,10 @@ class Coverage:
     def __init__(self, *, task: Task, k: Sequence[int] = ()) -> None:
         self._task = task
         self._ks = list(k)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The task's, and k."""
+        return {**self._task.fingerprint(), "k": self._ks}
 
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
         """`coverage` and pass@<k> of each problem; raises BadInput where it has fewer samples."""
@@ -116,7 +128,12 @@ class WinRate:
 
     def __init__(self, *, judge: WeightedJudge, baseline: str | None = None) -> None:
         self._judge = judge
+        self._baseline_file = baseline
         self._outputs = None if baseline is None else _outputs(baseline)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The judge, and the baseline's file."""
+        return {**self._judge.fingerprint(), "baseline": self._baseline_file}
 
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
         """The statistics of each comparison."""

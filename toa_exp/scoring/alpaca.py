@@ -69,7 +69,7 @@ def _check(row: checks.Row, texts: dict[str, str]) -> None:
     instruction = str(row["instruction"])
     if instruction not in texts:
         raise BadInput(f"there is an annotation, but no output, of instruction {instruction!r:.80}")
-    if row["output_2"] != texts[instruction]:
+    if row["output_2"].strip() != texts[instruction].strip():
         raise BadInput(
             f"the annotation of instruction {instruction!r:.80} is of another output: these annotations "
             f"were not made of these outputs"

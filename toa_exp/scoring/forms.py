@@ -53,9 +53,8 @@ def _kind(config: DictConfig) -> tuple[str, ...]:
 def _hypotheses(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.translation import score_systems
 
-    reference = config.reference
-    if OmegaConf.is_list(reference):
-        reference = list(reference)
+    given = config.reference
+    reference = [str(label) for label in given] if OmegaConf.is_list(given) else given and str(given)
     return score_systems(
         _chosen(rows, config),
         Path(config.outputs),
@@ -82,8 +81,8 @@ def _model_outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
 
     if config.annotations is None:
         raise BadInput(
-            "these outputs are not judged: give annotations=<the annotations.json of alpaca_eval>, or "
-            "judge them with judge=<model> (see the README)"
+            "these outputs are not judged: give annotations=<the annotations.json of alpaca_eval>; the "
+            "answers of a run are judged by: toa-exp evaluate <run folder> metric=alpaca_eval"
         )
     annotations = read(Path(config.annotations), "annotations")
     return score_annotations(annotations, rows, config, _references(config))
