@@ -162,3 +162,47 @@ def test_openais_judge_needs_a_key(tmp_path, judged_run, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     result = cli("evaluate", judged_run, "metric=alpaca_eval", cwd=tmp_path)
     assert result.returncode == 2 and "OPENAI_API_KEY" in result.stderr
+
+
+def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path):
+    rows = [{"uid": f"u{n}", "category": "arena-hard-v0.1", "prompt": f"Question {n}?"} for n in range(4)]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    baseline = [
+        {"uid": f"u{n}", "messages": [{"role": "user"}, {"content": {"answer": f"**baseline** {n}"}}]}
+        for n in range(4)
+    ]
+    (tmp_path / "baseline.jsonl").write_text("".join(json.dumps(row) + "\n" for row in baseline))
+    result = cli(
+        "run",
+        "task=arena_hard",
+        "task.path=question.jsonl",
+        "ensemble=simulated",
+        "reward=simulated",
+        "method=random",
+        "budget.samples=[1]",
+        "tracking.mode=disabled",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    (folder,) = tmp_path.glob("results/default/arena_hard/simulated/random/seed=0")
+
+    def compare(asked):
+        """Prefer ours by much where it comes first, a little where second; no verdict on question 3."""
+        text = asked.body["messages"][-1]["content"]
+        label = "[[A>>B]]" if text.index("[Answer B]") < text.index("**baseline**") else "[[B>A]]"
+        return Answer(completion("Both fine." if "Question 3" in text else f"So {label}", usage=(100, 5)))
+
+    with serving(compare) as server:
+        command = ["evaluate", folder, "metric=arena_hard", "metric.baseline=baseline.jsonl",
+                   "metric.agent.model=j", f"metric.engine.base_url={server.url}",
+                   "metric.engine.key_env=null", "metric.length=characters"]  # fmt: skip
+        for _ in range(2):
+            result = cli(*command, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+        assert len(server.asked) == 8  # the second time all is stored
+    metrics = [record["metrics"] for record in records(folder)]
+    assert [m["score"] for m in metrics] == [[4.0, 4.0]] * 3 + [[0.0, 0.0]]
+    assert [m["judge_failed"] for m in metrics] == [0, 0, 0, 1] and metrics[0]["judge_tokens"] == 210
+    (row,) = curve(folder)
+    assert float(row["score"]) == 100.0 and float(row["style_controlled_score"]) > 99
+    assert '"model":"j"' in cli("store", "stats", cwd=tmp_path).stdout.replace(" ", "")

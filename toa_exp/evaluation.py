@@ -8,25 +8,30 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from toa_exp import labels, records
+from toa_exp.aio import gather_all
 from toa_exp.build import build, build_function
 from toa_exp.core import Problem, Reply, Request, Usage
 from toa_exp.cost import Cost
 from toa_exp.curves import Curve
-from toa_exp.draws import Score, canonical, digest, score_key
+from toa_exp.draws import Sample, canonical, digest
+from toa_exp.engines.base import Engine
+from toa_exp.engines.replay import Replay
+from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput, Incomplete
 from toa_exp.metrics.base import Metric
 from toa_exp.metrics.of_run import Answered, RunMetric, WinRate
 from toa_exp.metrics.pooled import pools_of
 from toa_exp.rewards.base import Reward
 from toa_exp.runner import Outcome, Selection
-from toa_exp.sampler import Counts
+from toa_exp.sampler import Counts, Sampler
 from toa_exp.store import Store
 from toa_exp.tasks.base import Task
 
@@ -56,15 +61,15 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
     async with AsyncExitStack() as held:
         task: Task = build(run.task, "task")
         held.push_async_callback(task.close)
-        metric = _metric(config, task)
-        held.push_async_callback(metric.close)
         store = held.enter_context(closing(_store(run, config)))
+        metric = _metric(config, task, store)
+        held.push_async_callback(metric.close)
         problems = {problem.id: problem for problem in task.problems()}
         lines = [_line(record, store, problems, folder) for record in _records(folder)]
         if "reward" in changed:
             reward: Reward = build(run.reward, "reward", task=task)
             held.push_async_callback(reward.close)
-            await _score_anew(lines, problems, reward, store)
+            await _score_anew(lines, problems, _sampler(Replay({}), reward, store, config))
         if changed:
             _choose(lines, build_function(run.selection, "selection"), task)
             for line in lines:
@@ -82,17 +87,25 @@ def _configuration(folder: Path) -> DictConfig:
     return config
 
 
-def _metric(config: DictConfig, task: Task) -> RunMetric:
-    """The metric; a judge of its own is built first."""
+def _metric(config: DictConfig, task: Task, store: Store) -> RunMetric:
+    """The metric, with what it needs: the task, a judge of its own, a sampler of its judge's engine."""
     values = OmegaConf.to_container(config.metric, resolve=True)
     assert isinstance(values, dict)
-    node = OmegaConf.create({k: v for k, v in values.items() if k != "judge"})
-    if "judge" in values:
-        judge = build(OmegaConf.create(values["judge"]), "metric.judge")
-        made: RunMetric = build(node, "metric", judge=judge)
-    else:
-        made = build(node, "metric", task=task)
+    needs = get_object(str(values["_target_"])).needs
+    given: dict[str, Any] = {"task": task} if "task" in needs else {}
+    if "judge" in needs:
+        given["judge"] = build(DictConfig(values.pop("judge")), "metric.judge")
+    if "sampler" in needs:
+        agents = agents_of({"agents": {"judge": values.pop("agent")}})
+        engine: Engine = build(DictConfig(values.pop("engine")), "metric.engine", agents=agents)
+        given["engine"] = engine
+        given["sampler"] = _sampler(engine, None, store, config)
+    made: RunMetric = build(DictConfig(values), "metric", **given)
     return made
+
+
+def _sampler(engine: Engine, reward: Reward | None, store: Store, config: DictConfig) -> Sampler:
+    return Sampler(engine, reward, store, retries=config.retries, backoff=config.backoff)
 
 
 def _store(run: DictConfig, config: DictConfig) -> Store:
@@ -134,26 +147,16 @@ def _line(record: dict[str, Any], store: Store, problems: Mapping[str, Problem],
     return _Line(record, replies, record["answer"])
 
 
-async def _score_anew(
-    lines: Sequence[_Line], problems: Mapping[str, Problem], reward: Reward, store: Store
-) -> None:
+async def _score_anew(lines: Sequence[_Line], problems: Mapping[str, Problem], sampler: Sampler) -> None:
     """Give every sample the reward of another model, through the store."""
-    mark = store.register(reward.fingerprint())
     for line in lines:
         problem = problems[line.record["problem"]]
-        fresh = []
-        for reply, sample in zip(line.replies, line.record["samples"], strict=True):
-            if reply.failure is not None:
-                fresh.append(reply)
-                continue
-            key = score_key(mark, problem, reply.text)
-            score = await store.get_score(key)
-            if score is None:
-                made = await reward.score(problem, reply.text)
-                score = await store.put_score(key, Score(float(made.reward), made.tokens, made.seconds))
-            sample["reward"] = score.reward
-            fresh.append(Reply(reply.request, reply.text, score.reward, reply.usage))
-        line.replies = fresh
+        samples = [Sample(reply.text, reply.usage, 0.0, reply.failure) for reply in line.replies]
+        scores = await gather_all([sampler.score(problem, sample) for sample in samples])
+        for place, score in enumerate(scores):
+            if score is not None:
+                line.replies[place] = replace(line.replies[place], reward=score.reward)
+                line.record["samples"][place]["reward"] = score.reward
 
 
 def _choose(lines: Sequence[_Line], selection: Selection, task: Task) -> None:

@@ -43,10 +43,13 @@ class Sampler:
     """Gives each trajectory its samples and scores, sharing them through the store.
 
     A request that fails for want of infrastructure is sent up to `retries` times more, after
-    `backoff` seconds at first and twice as long each time, up to a minute.
+    `backoff` seconds at first and twice as long each time, up to a minute. Without a reward nothing is
+    scored.
     """
 
-    def __init__(self, engine: Engine, reward: Reward, store: Store, *, retries: int, backoff: float) -> None:
+    def __init__(
+        self, engine: Engine, reward: Reward | None, store: Store, *, retries: int, backoff: float
+    ) -> None:
         self.counts = Counts()
         self.agent_digests = {
             name: store.register(agent.fingerprint()) for name, agent in engine.agents.items()
@@ -54,7 +57,7 @@ class Sampler:
         self.simulated = {name for name, agent in engine.agents.items() if agent.simulated}
         self._engine = engine
         self._reward = reward
-        self._reward_digest = store.register(reward.fingerprint())
+        self._reward_digest = b"" if reward is None else store.register(reward.fingerprint())
         self._store = store
         self._retries = retries
         self._backoff = backoff
@@ -73,7 +76,7 @@ class Sampler:
             sample, score = await self._once(self._answers, draw.key, self._draw, draw)
         else:
             counts.stored += 1
-            sample, score = stored, await self._score(draw.problem, stored)
+            sample, score = stored, await self.score(draw.problem, stored)
         counts.samples += 1
         counts.tokens += sample.usage.prompt_tokens + sample.usage.completion_tokens
         counts.failures += sample.failure is not None
@@ -88,15 +91,16 @@ class Sampler:
         # It is scored while it is stored, so that a reward that answers at once shares the commit.
         storing = self._store.put_draw(draw, made)
         try:
-            score = await self._score(draw.problem, made)
+            score = await self.score(draw.problem, made)
         finally:
             sample = await storing
         if sample is not made:  # another process was first
-            score = await self._score(draw.problem, sample)
+            score = await self.score(draw.problem, sample)
         return sample, score
 
-    async def _score(self, problem: Problem, sample: Sample) -> Score | None:
-        if sample.failure is not None:
+    async def score(self, problem: Problem, sample: Sample) -> Score | None:
+        """The score of a sample, None for a failure; raises Unavailable as `answer` does."""
+        if self._reward is None or sample.failure is not None:
             return None
         key = score_key(self._reward_digest, problem, sample.text)
         score = await self._store.get_score(key)
@@ -105,6 +109,7 @@ class Sampler:
         return score
 
     async def _judge(self, problem: Problem, text: str, key: ScoreKey) -> Score:
+        assert self._reward is not None
         made = await self._patiently(self._reward.score, problem, text)
         self.counts.scored += 1
         # As the store will give it back: no integer, no negative zero.

@@ -32,7 +32,9 @@ class Answered:
 
 
 class RunMetric(Protocol):
-    """Measures the answers of a run."""
+    """Measures the answers of a run; `needs` names what it is given beside its configuration."""
+
+    needs: tuple[str, ...]
 
     @property
     def pools(self) -> Mapping[str, str]:
@@ -54,6 +56,8 @@ class RunMetric(Protocol):
 
 class TaskMetrics:
     """What the run's task measures, anew: for another selection, or a judge that has changed."""
+
+    needs: tuple[str, ...] = ("task",)
 
     def __init__(self, *, task: Task) -> None:
         self._task = task
@@ -82,6 +86,7 @@ class Coverage:
     which those of a method that refines are not. Failed samples are wrong.
     """
 
+    needs: tuple[str, ...] = ("task",)
     pools: Mapping[str, str] = {}
 
     def __init__(self, *, task: Task, k: Sequence[int] = ()) -> None:
@@ -121,6 +126,7 @@ class WinRate:
     regression score the annotations that are written beside the run.
     """
 
+    needs: tuple[str, ...] = ("judge",)
     pools: Mapping[str, str] = {
         "win_rate": "toa_exp.metrics.pooled.judged_win_rate",
         "lc_win_rate": "toa_exp.metrics.pooled.lc_win_rate_of_judged",

@@ -112,7 +112,7 @@ class Questions:
     def _problem(self, number: int, row: Row) -> Problem:
         fields = self._fields
         identifier, prompt, reference = (
-            _value(row, fields.get(name)) for name in ("id", "prompt", "reference")
+            field(row, fields.get(name)) for name in ("id", "prompt", "reference")
         )
         if not isinstance(prompt, str) or not prompt.strip():
             raise BadInput(
@@ -136,7 +136,7 @@ def _names(names: str | Sequence[str] | None) -> Sequence[str]:
     return [names] if isinstance(names, str) else names or []
 
 
-def _value(row: Row, names: str | Sequence[str] | None) -> Any:
+def field(row: Row, names: str | Sequence[str] | None) -> Any:
     """What the first of the named fields holds that the row has; None without any."""
     for name in _names(names):
         value: Any = row
