@@ -52,7 +52,7 @@ def test_coverage_is_added_and_all_else_stays(tmp_path, folder):
 
 def test_another_selection_goes_beside_the_run(tmp_path, folder):
     before = (folder / "trajectories.jsonl").read_bytes()
-    result = cli("evaluate", folder, "selection=last", cwd=tmp_path)
+    result = cli("evaluate", folder, "selection=last", "metric=accuracy", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     other = folder.parent.parent / "parallel,selection=last" / "seed=0"
     assert [record["answer"] for record in records(other)] == [1, 3] * 12
@@ -71,13 +71,14 @@ def test_another_selection_goes_beside_the_run(tmp_path, folder):
 
 
 def test_another_reward_scores_every_sample(tmp_path, folder):
-    result = cli("evaluate", folder, "reward=verifier", cwd=tmp_path)
+    result = cli("evaluate", folder, "reward=verifier", "metric=coverage", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     other = folder.parent.parent / "parallel,reward=verifier" / "seed=0"
     for record in records(other):
         rewards = [sample["reward"] for sample in record["samples"]]
         assert set(rewards) <= {0.0, 1.0}
         assert record["metrics"]["accuracy"] == max(rewards) == rewards[record["answer"]]
+        assert record["metrics"]["coverage"] == max(rewards)
 
 
 def test_a_store_without_the_texts_is_refused(tmp_path, folder):

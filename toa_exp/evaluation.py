@@ -27,7 +27,7 @@ from toa_exp.engines.replay import Replay
 from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput, Incomplete
 from toa_exp.metrics.base import Metric
-from toa_exp.metrics.of_run import Answered, RunMetric, WinRate
+from toa_exp.metrics.of_run import Answered, RunMetric, TaskMetrics, WinRate
 from toa_exp.metrics.pooled import pools_of
 from toa_exp.rewards.base import Reward
 from toa_exp.runner import Outcome, Selection
@@ -74,10 +74,13 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
             _choose(lines, build_function(run.selection, "selection"), task)
             for line in lines:
                 line.record["metrics"] = None if line.answer is None else {}
+            await _measure(lines, problems, TaskMetrics(task=task))
         await _measure(lines, problems, metric)
         if isinstance(metric, WinRate):
             await _annotations(_target(folder, changed, choices), lines, problems, metric)
-    return _publish(folder, run, changed, choices, lines, metric)
+        pools = {**getattr(task, "pools", {}), **metric.pools} if changed else metric.pools
+        measured = {choices["metric"]: dict(metric.fingerprint())}
+    return _publish(folder, run, changed, choices, lines, pools, measured)
 
 
 def _configuration(folder: Path) -> DictConfig:
@@ -207,7 +210,8 @@ def _publish(
     changed: Sequence[str],
     choices: Mapping[str, str],
     lines: Sequence[_Line],
-    metric: RunMetric,
+    pools: Mapping[str, str],
+    measured: Mapping[str, Any],
 ) -> str:
     target = _target(folder, changed, choices)
     target.mkdir(parents=True, exist_ok=True)
@@ -215,12 +219,11 @@ def _publish(
     if changed:
         values["run"] |= {group: choices[group] for group in changed}
         values["run"]["method"] = target.parent.name
-        values["run"]["pools"] = {}
+        values["run"] |= {"pools": {}, "measured": {}}
         material = {"before": values["run"]["configuration"], **{group: values[group] for group in changed}}
         values["run"]["configuration"] = digest(canonical(material)).hex()[:8]
-    values["run"]["pools"] = {**values["run"]["pools"], **metric.pools}
-    name = choices["metric"]
-    values["run"]["measured"] = {**values["run"].get("measured", {}), name: dict(metric.fingerprint())}
+    values["run"]["pools"] |= pools
+    values["run"]["measured"] = {**values["run"].get("measured", {}), **measured}
     curve = _curve(folder, values, lines)
     partial = target / "trajectories.jsonl.partial"
     with partial.open("w", encoding="utf-8") as file:

@@ -3,8 +3,9 @@
 Nothing is generated: the answers come from the store. selection=<choice> chooses the answers anew, and
 reward=<choice> scores every sample anew and chooses by that: such results go into a folder of their
 own beside the run's, <method>,selection=<choice>, so that figures and comparisons show both.
-metric=task measures what the run's task does, metric=coverage whether any sample is right,
-metric=alpaca_eval asks a judge (metric.judge.model=, metric.judge.base_url=).
+metric=task measures what the run's task does (so do metric=accuracy, bleu and chrf), metric=coverage
+whether any sample is right; metric=alpaca_eval asks a judge (metric.judge.model=, metric.judge.base_url=),
+and so does metric=arena_hard (metric.agent.model=, metric.engine.base_url=).
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from toa_exp.app import launch, positional
 from toa_exp.evaluation import evaluate
 from toa_exp.results import find_runs
 
+_OF_THE_TASK = {f"metric={name}" for name in ("accuracy", "bleu", "chrf")}
+
 
 def main(arguments: list[str]) -> int:
     """The command's exit status."""
-    return launch(_evaluate, "evaluate", positional(arguments, "folder"), "evaluate")
+    named = ["metric=task" if argument in _OF_THE_TASK else argument for argument in arguments]
+    return launch(_evaluate, "evaluate", positional(named, "folder"), "evaluate")
 
 
 def _evaluate(config: DictConfig) -> None:
