@@ -14,18 +14,18 @@ from toa_exp.core import Problem
 
 CHOICES = [(group, choice) for group, choices in group_choices().items() for choice in choices]
 FUNCTIONS = ("method", "selection")
-BUILT = ("task", "reward", "engine", "runner")
+BUILT = ("task", "reward", "engine", "runner", "metric")
 
 
-def compose(*overrides):
+def compose(*overrides, config="config"):
     labels.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        return hydra.compose(config, list(overrides))
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group, choice):
-    config = compose(f"{group}={choice}")
+    config = compose(f"{group}={choice}", config="evaluate" if group == "metric" else "config")
     if group == "experiment":
         return
     node = config[group]
@@ -41,10 +41,14 @@ def test_every_task_is_built(choice, tmp_path):
     config = compose(f"task={choice}")
     if "path" in list(config.task):
         config.task.path = str(tmp_path / "q.jsonl")
+    if "pair" in list(config.task):
+        config.task.pair = "de-en"
     task = build(config.task, "task")
     for template in ("direct", "refine", "aggregate"):
         drafts = {"direct": [], "refine": ["one"], "aggregate": ["one", "two"]}[template]
-        messages = task.render(Problem("p", "Why?"), template, drafts)
+        messages = task.render(
+            Problem("p", "Why?", meta={"source": "German", "target": "English"}), template, drafts
+        )
         assert "Why?" in messages[-1]["content"]
         assert all(draft in messages[-1]["content"] for draft in drafts)
 

@@ -1,12 +1,15 @@
 """Selection: which sample is the answer."""
 
+import json
 import math
 from functools import partial
+from itertools import permutations
 
 import pytest
 
 from toa_exp.core import Reply, Request, Usage
 from toa_exp.errors import BadInput
+from toa_exp.metrics.coverage import pass_at_k
 from toa_exp.selection import best_reward, last, majority_vote, reward_weighted_vote
 
 A = Request("a")
@@ -61,3 +64,31 @@ def test_the_first_wins_a_tie(select):
 
 def test_votes_without_any_answer_fall_back_on_the_reward():
     assert majority_vote(replies(("x", 0.1), ("y", 0.2)), canonical) == 1
+
+
+def test_accuracies_are_the_exact_expectations_over_subsets(shared):
+    """Every order of every subset: then ties, of which the first wins, are broken uniformly."""
+    lines = (shared / "data/coverage/best_of_k_exact.jsonl").read_text().splitlines()
+    compared = 0
+    for case in map(json.loads, lines):
+        samples = replies(*zip(case["answers"], case["rewards"], strict=True))
+        for k, expected in case["by_k"].items():
+            if math.perm(len(samples), int(k)) > 2000:
+                continue
+            orders = list(permutations(samples, int(k)))
+            found = dict.fromkeys(("best", "vote", "any", "reward"), 0)
+            for order in orders:
+                best = order[best_reward(order, str)]
+                found["best"] += best.text == case["gold"]
+                found["reward"] += best.reward
+                found["vote"] += order[majority_vote(order, str)].text == case["gold"]
+                found["any"] += any(reply.text == case["gold"] for reply in order)
+            found = {name: value / len(orders) for name, value in found.items()}
+            assert found["best"] == pytest.approx(expected["best_of_k_accuracy"])
+            assert found["reward"] == pytest.approx(expected["expected_max_reward"])
+            assert found["vote"] == pytest.approx(expected["majority_accuracy_ties_uniform"])
+            right = sum(case["correct"])
+            assert found["any"] == pytest.approx(expected["pass_at_k"])
+            assert pass_at_k(len(samples), right, int(k)) == pytest.approx(expected["pass_at_k"])
+            compared += 1
+    assert compared > 20

@@ -83,11 +83,15 @@ class Job:
     def sampler(self, store: Storage, counts: Counts) -> Sampler:
         """The sampler of this job over an open store; it counts in `counts`."""
         config = self.config
-        sampler = Sampler(
-            self.engine, self.reward, store, retries=config.retries, backoff=config.backoff, counts=counts
+        return Sampler(
+            self.engine,
+            self.reward,
+            store,
+            retries=config.retries,
+            backoff=config.backoff,
+            counts=counts,
+            first=self.warm_up,
         )
-        sampler.scorer.first = self.warm_up
-        return sampler
 
 
 def assemble(config: DictConfig, overrides: list[str], place: Local | None = None) -> Job:

@@ -1,8 +1,8 @@
 """What a run is called: experiment/task/ensemble/method/seed, the parts of its folder.
 
 A name is the choice of its group. Overrides that make it something else are part of it: parameters
-of the method (`toa,alpha=0.1`), agents given in place of the ensemble's (`tiny+small`), and the
-further keys of a sweep (`toa,selection=last`).
+of the method (`toa,alpha=0.1`), a task's language pair (`wmt22.de-en`), agents given in place of the
+ensemble's (`tiny+small`), and the further keys of a sweep (`toa,selection=last`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def lab_model(weights: str | None, domain: str | None, name: str) -> str:
 
 def in_folder_name(key: str) -> bool:
     """Whether the values of a key already tell run folders apart."""
-    return key in PARTS or key.startswith("method.")
+    return key in PARTS or key == "task.pair" or key.startswith("method.")
 
 
 def labels(config: DictConfig, hydra: Any) -> dict[str, str]:
@@ -60,12 +60,18 @@ def labels(config: DictConfig, hydra: Any) -> dict[str, str]:
     replaced = "ensemble.agents" in given
     names = {
         "experiment": str(choices.experiment),
-        "task": str(choices.task),
+        "task": _task(config, str(choices.task)),
         "ensemble": "+".join(config.ensemble.agents) if replaced else str(choices.ensemble),
         "method": ",".join([method, *(f"{key}={value}" for key, value in marks.items())]),
         "seed": f"seed={config.seed}",
     }
     return {part: _UNSAFE.sub("_", name) for part, name in names.items()}
+
+
+def _task(config: DictConfig, choice: str) -> str:
+    """The choice, with the language pair where the task has one: wmt22.de-en."""
+    pair = None if OmegaConf.is_missing(config.task, "pair") else config.task.get("pair")
+    return f"{choice}.{pair}" if pair else choice
 
 
 def _given(overrides: list[str]) -> Mapping[str, str]:

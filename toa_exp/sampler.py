@@ -9,6 +9,7 @@ from toa_exp.draws import Draw, Sample, Score
 from toa_exp.engines.base import Engine
 from toa_exp.patience import Once, Patience
 from toa_exp.rewards.base import Reward
+from toa_exp.rewards.warmup import WarmUp
 from toa_exp.scorer import Scorer
 from toa_exp.storage import Storage
 
@@ -39,18 +40,20 @@ class Sampler:
     """Gives each trajectory its samples and scores, sharing them through the store.
 
     A request that fails for want of infrastructure is sent up to `retries` times more, after
-    `backoff` seconds at first and twice as long each time, up to a minute.
+    `backoff` seconds at first and twice as long each time, up to a minute. Without a reward nothing is
+    scored. `first` is called before the first score that is not in the store.
     """
 
     def __init__(
         self,
         engine: Engine,
-        reward: Reward,
+        reward: Reward | None,
         store: Storage,
         *,
         retries: int,
         backoff: float,
         counts: Counts | None = None,
+        first: WarmUp | None = None,
     ) -> None:
         self.counts = counts or Counts()
         self.agent_digests = {
@@ -61,7 +64,9 @@ class Sampler:
         self._store = store
         self._patience = Patience(retries, backoff, self._retried)
         self._once: Once[tuple[Sample, Score | None]] = Once()
-        self.scorer = Scorer(reward, store, self._patience, self._scored)
+        self.scorer: Scorer | None = None
+        if reward is not None:
+            self.scorer = Scorer(reward, store, self._patience, self._scored, first)
 
     async def answer(self, draw: Draw) -> tuple[Sample, Score | None]:
         """The sample of a draw and its score, None for a failure, which has none.
@@ -74,7 +79,7 @@ class Sampler:
             sample, score = await self._once(draw.key, self._draw, draw)
         else:
             counts.stored += 1
-            sample, score = stored, await self._score(draw.problem, stored)
+            sample, score = stored, await self.score(draw.problem, stored)
         counts.samples += 1
         counts.tokens += sample.usage.prompt_tokens + sample.usage.completion_tokens
         counts.failures += sample.failure is not None
@@ -89,15 +94,18 @@ class Sampler:
         # It is scored while it is stored, so that a reward that answers at once shares the commit.
         storing = self._store.put_draw(draw, made)
         try:
-            score = await self._score(draw.problem, made)
+            score = await self.score(draw.problem, made)
         finally:
             sample = await storing
         if sample is not made:  # another process was first
-            score = await self._score(draw.problem, sample)
+            score = await self.score(draw.problem, sample)
         return sample, score
 
-    async def _score(self, problem: Problem, sample: Sample) -> Score | None:
-        return None if sample.failure is not None else await self.scorer(problem, sample.text)
+    async def score(self, problem: Problem, sample: Sample) -> Score | None:
+        """The score of a sample, None for a failure; raises Unavailable as `answer` does."""
+        if self.scorer is None or sample.failure is not None:
+            return None
+        return await self.scorer(problem, sample.text)
 
     def _scored(self) -> None:
         self.counts.scored += 1

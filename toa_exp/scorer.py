@@ -22,14 +22,19 @@ class Scorer:
     """Gives the scores of one reward, sharing them through the store.
 
     A reward that is made of others has its members' scores stored under their own keys, where runs with
-    one of them alone find them. `first`, where it is set, is called before the first score that is not
+    one of them alone find them. `first`, where it is given, is called before the first score that is not
     in the store, with a function that gives scores. `made` is called for each that is made afresh.
     """
 
     def __init__(
-        self, reward: Reward, store: Storage, patience: Patience, made: Callable[[], None] | None = None
+        self,
+        reward: Reward,
+        store: Storage,
+        patience: Patience,
+        made: Callable[[], None] | None = None,
+        first: Callable[[ScoreOf], Awaitable[None]] | None = None,
     ) -> None:
-        self.first: Callable[[ScoreOf], Awaitable[None]] | None = None
+        self._first = first
         self._made = made
         self._reward: Any = reward  # it may have `members`
         self._digest = store.register(reward.fingerprint())
@@ -46,7 +51,7 @@ class Scorer:
         key = score_key(self._digest, problem, text)
         score = await self._store.get_score(key)
         if score is None:
-            if self.first is not None:
+            if self._first is not None:
                 await self._begin()
                 score = await self._store.get_score(key)  # it may have been one of the first
             score = score or await self._once(key.digest, self._make, problem, text, key)
@@ -54,10 +59,10 @@ class Scorer:
 
     async def _begin(self) -> None:
         async with self._turn:
-            first = self.first
+            first = self._first
             if first is not None:
                 await first(self._unprepared)
-                self.first = None
+                self._first = None
 
     async def _unprepared(self, problem: Problem, text: str) -> Score:
         """The score of a text, before `first` is done."""

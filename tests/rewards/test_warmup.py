@@ -55,8 +55,8 @@ def score(path: Path, reward: Scripted, texts: list[str], task: object, tau: flo
     async def run() -> None:
         store = Store(path)
         try:
-            scorer = Scorer(reward, store, Patience(0, 0.0, lambda: None))
-            scorer.first = warm_up_of(reward, task, DEFAULT, tau)
+            first = warm_up_of(reward, task, DEFAULT, tau)
+            scorer = Scorer(reward, store, Patience(0, 0.0, lambda: None), first=first)
             await asyncio.gather(*(scorer(Problem("p0", "Problem 0", "0"), text) for text in texts))
         finally:
             store.close()

@@ -64,5 +64,9 @@ class ExactMatch:
         stated = final_answer(text)
         return normalise(text if stated is None else stated) == normalise(reference)
 
+    async def equal(self, reference: str, answer: str) -> bool | None:
+        """Whether both are equal after `normalise`."""
+        return normalise(answer) == normalise(reference)
+
     async def close(self) -> None:
         """Nothing is held."""

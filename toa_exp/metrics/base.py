@@ -20,6 +20,10 @@ class Judge(Protocol):
         """Whether it does."""
         ...
 
+    async def equal(self, reference: str, answer: str) -> bool | None:
+        """Whether an answer, with nothing around it, equals the reference; None if it cannot be told."""
+        ...
+
     async def close(self) -> None:
         """Free what the judge holds."""
         ...

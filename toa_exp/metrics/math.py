@@ -50,7 +50,7 @@ class MathVerify:
         self._timeout = timeout
         self._size = workers
         self._idle: asyncio.Queue[_Worker] | None = None
-        self._verdicts: OrderedDict[tuple[str, str], bool] = OrderedDict()
+        self._verdicts: OrderedDict[tuple[str, str], bool | None] = OrderedDict()
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The versions of Math-Verify and of ANTLR, and the time limit."""
@@ -59,9 +59,13 @@ class MathVerify:
         return {"judge": "math-verify", **versions, "timeout": self._timeout}
 
     async def correct(self, reference: str, text: str) -> bool:
-        """Whether the answers are equal."""
-        answer = _delimited(text)
-        key = (_delimited(reference), answer)
+        """Whether the final answer of `text` equals the reference."""
+        stated = text if _is_delimited(text) else final_answer(text)
+        return await self.equal(reference, stated or text) or False
+
+    async def equal(self, reference: str, answer: str) -> bool | None:
+        """Whether the answers are equal, each read as it stands; None if that was not verified."""
+        key = (_delimited(reference), _delimited(answer))
         if key in self._verdicts:
             self._verdicts.move_to_end(key)
             return self._verdicts[key]
@@ -85,11 +89,13 @@ class MathVerify:
             await self._idle.get_nowait().stop()
 
 
-def _delimited(text: str) -> str:
-    """The text as it is where it has math delimiters, else its final answer between them."""
-    if any(mark in text for mark in ("$", "\\(", "\\[", "\\boxed")):
-        return text
-    return f"${final_answer(text) or text}$"
+def _is_delimited(text: str) -> bool:
+    return any(mark in text for mark in ("$", "\\(", "\\[", "\\boxed"))
+
+
+def _delimited(answer: str) -> str:
+    """The answer as it is where it has math delimiters, else between them."""
+    return answer if _is_delimited(answer) else f"${answer}$"
 
 
 class _Worker:
@@ -99,8 +105,8 @@ class _Worker:
         self._timeout = timeout
         self._process: asyncio.subprocess.Process | None = None
 
-    async def ask(self, reference: str, answer: str) -> bool:
-        """The verdict; an answer that ends two workers, or one by its time limit, is not equal."""
+    async def ask(self, reference: str, answer: str) -> bool | None:
+        """The verdict; None for an answer that ends two workers, or one by its time limit."""
         for _ in range(2):
             process = self._process or await self._start()
             line = await self._line(process, json.dumps([reference, answer]).encode() + b"\n")
@@ -110,7 +116,7 @@ class _Worker:
             if process.returncode == -signal.SIGXCPU:
                 break
         log.warning("not verified in %g s, so it counts as wrong: %.80r", self._timeout, answer)
-        return False
+        return None
 
     async def _line(self, process: asyncio.subprocess.Process, request: bytes) -> bytes:
         """The worker's answer, empty if it ended."""

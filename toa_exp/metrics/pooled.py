@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from toa_exp.errors import missing_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,27 +32,42 @@ def pools_of(paths: Mapping[str, str]) -> dict[str, Pool]:
 
 
 @functools.cache
-def _metric(name: str) -> Any:
+def sacrebleu_metric(name: str, target: str | None = None) -> Any:
+    """sacrebleu's `bleu` or `chrf`, with its tokenizer for a target language such as zh, ja or ko.
+
+    Raises BadInput where the language's tokenizer is not installed.
+    """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    return {"bleu": BLEU, "chrf": CHRF}[name]()
+    if name == "chrf":
+        return CHRF()
+    try:
+        return BLEU(trg_lang=target or "")
+    except RuntimeError as error:  # what sacrebleu makes of a missing MeCab
+        raise missing_extra(f"the tokenizer of {target!r}", "wmt") from error
 
 
-def statistics(metric: str, text: str, reference: str) -> list[float]:
-    """What sacrebleu counts in one answer for `metric`, bleu or chrf (Post 2018, Popović 2015)."""
-    (row,) = _metric(metric)._extract_corpus_statistics([text], [[reference]])
+def statistics(
+    metric: str, text: str, references: str | Sequence[str], target: str | None = None
+) -> list[float]:
+    """What sacrebleu counts in one answer for `metric`, bleu or chrf (Post 2018, Popović 2015).
+
+    `target` is the language of the answer, which decides the tokenizer of BLEU.
+    """
+    given = [references] if isinstance(references, str) else references
+    (row,) = sacrebleu_metric(metric, target)._extract_corpus_statistics([text], [[r] for r in given])
     return [float(value) for value in row]
 
 
 def bleu(rows: NDArray[np.float64]) -> float:
-    """Corpus BLEU, 0 to 100, of sacrebleu's default signature."""
-    return float(_metric("bleu")._compute_score_from_stats(rows.sum(axis=0).tolist()).score)
+    """Corpus BLEU, 0 to 100, of sacrebleu, whatever its tokenizer was."""
+    return float(sacrebleu_metric("bleu")._compute_score_from_stats(rows.sum(axis=0).tolist()).score)
 
 
 def chrf(rows: NDArray[np.float64]) -> float:
     """Corpus chrF2, 0 to 100, of sacrebleu's default signature."""
-    return float(_metric("chrf")._compute_score_from_stats(rows.sum(axis=0).tolist()).score)
+    return float(sacrebleu_metric("chrf")._compute_score_from_stats(rows.sum(axis=0).tolist()).score)
 
 
 def lc_win_rate(rows: NDArray[np.float64]) -> float:
@@ -76,3 +93,15 @@ def lc_win_rate(rows: NDArray[np.float64]) -> float:
         if np.abs(step).max() < 1e-9:
             break
     return float(100.0 / (1.0 + np.exp(-weights[0])))
+
+
+def judged_win_rate(rows: NDArray[np.float64]) -> float:
+    """Win rate in per cent over the comparisons that were judged; a row is: judged (1 or 0), won."""
+    judged = rows[:, 0].sum()
+    return float(100.0 * rows[:, 1].sum() / judged) if judged else float("nan")
+
+
+def lc_win_rate_of_judged(rows: NDArray[np.float64]) -> float:
+    """`lc_win_rate` over the comparisons that were judged; a row begins with judged (1 or 0)."""
+    judged = rows[rows[:, 0] > 0]
+    return lc_win_rate(judged) if len(judged) else float("nan")

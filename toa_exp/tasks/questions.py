@@ -12,25 +12,28 @@ from toa_exp.errors import BadInput
 from toa_exp.metrics.answers import final_answer, normalise
 from toa_exp.metrics.base import Judge
 from toa_exp.tasks.base import Prompts
-from toa_exp.tasks.source import Row, rows
+from toa_exp.tasks.source import Row, chosen_ids, rows
 
 
 class Questions:
     """A question-answering task.
 
     `fields` names the row fields of `id` (rows without it are numbered from 0), `prompt` and
-    `reference`; all others go to a problem's meta. Of the reference only group 1 of
-    `reference_pattern` is kept. `limit` keeps the first problems and `ids` those named. `judge`
-    decides whether an answer equals the reference (metric `accuracy`); where no row has a reference
-    there is no metric.
+    `reference`; all others go to a problem's meta. A field may be a path, `turns.0.content`, and
+    several may be listed, of which a row's first is taken. Of the reference only group 1 of
+    `reference_pattern` is kept. `limit` keeps the first problems and `ids` those named, in a list or
+    a file. `judge` decides whether an answer equals the reference (metric `accuracy`); where no row
+    has a reference there is no metric.
     """
+
+    forms: tuple[str, ...] = ("pairs", "counts", "outputs")
 
     def __init__(
         self,
         *,
         prompts: Mapping[str, Any],
-        fields: Mapping[str, str],
-        judge: Judge,
+        fields: Mapping[str, str | Sequence[str]],
+        judge: Judge | None = None,
         path: str | None = None,
         hub: Mapping[str, Any] | None = None,
         reference_pattern: str | None = None,
@@ -46,8 +49,7 @@ class Questions:
         self._hub = dict(hub) if hub else None
         self._pattern = re.compile(reference_pattern) if reference_pattern else None
         self._limit = limit
-        chosen = [ids] if isinstance(ids, str | int) else ids
-        self._ids = None if chosen is None else {str(identifier) for identifier in chosen}
+        self._ids = chosen_ids(ids)
 
     def count(self) -> int:
         """How many problems there are, after checking every row of the data."""
@@ -86,13 +88,13 @@ class Questions:
 
     async def score(self, problem: Problem, text: str) -> Mapping[str, float]:
         """Accuracy: 1.0 where the text's final answer equals the reference, else 0.0."""
-        if problem.reference is None:
+        if problem.reference is None or self._judge is None:
             return {}
         return {"accuracy": float(await self._judge.correct(str(problem.reference), text))}
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The judge."""
-        return self._judge.fingerprint()
+        return {} if self._judge is None else self._judge.fingerprint()
 
     def final_answer(self, text: str) -> str | None:
         """The stated final answer, without differences of case, spacing and number format."""
@@ -101,16 +103,17 @@ class Questions:
 
     async def close(self) -> None:
         """Stop the judge."""
-        await self._judge.close()
+        if self._judge is not None:
+            await self._judge.close()
 
     def _where(self) -> str:
         return self._path or str((self._hub or {}).get("path"))
 
     def _problem(self, number: int, row: Row) -> Problem:
         fields = self._fields
-        identifier = row.get(str(fields["id"]), number)
-        prompt = row.get(str(fields["prompt"]))
-        reference = row.get(str(fields["reference"]))
+        identifier, prompt, reference = (
+            field(row, fields.get(name)) for name in ("id", "prompt", "reference")
+        )
         if not isinstance(prompt, str) or not prompt.strip():
             raise BadInput(
                 f"{self._where()}, row {number + 1}: no text in field {fields['prompt']!r}; it has "
@@ -124,6 +127,24 @@ class Questions:
                     f"task.reference_pattern={self._pattern.pattern!r}"
                 )
             reference = match[1].strip()
-        used = set(fields.values())
+        used = {str(name) for names in fields.values() for name in _names(names)}
         meta = {key: value for key, value in row.items() if key not in used}
-        return Problem(str(identifier), prompt, reference, meta)
+        return Problem(str(number if identifier is None else identifier), prompt, reference, meta)
+
+
+def _names(names: str | Sequence[str] | None) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names or []
+
+
+def field(row: Row, names: str | Sequence[str] | None) -> Any:
+    """What the first of the named fields holds that the row has; None without any."""
+    for name in _names(names):
+        value: Any = row
+        for part in [name] if name in row else name.split("."):
+            if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+                value = value[int(part)]
+            else:
+                value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            return value
+    return None

@@ -1,0 +1,186 @@
+"""AlpacaEval's length-controlled win rate, by the regression of the `alpaca_eval` package."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from toa_exp.errors import BadInput, missing_extra
+from toa_exp.stats import LEVEL, SEED, interval, resamples
+
+log = logging.getLogger(__name__)
+
+DIFFICULTY = "instruction_difficulty.csv"
+GAMED = "df_gamed.csv"
+RECONSTRUCTED = "df_gamed_reconstructed.csv"
+INSTRUCTIONS = 805
+_GLM = "length_controlled_v1"
+_HUB, _REVISION = "tatsu-lab/alpaca_eval", "2edc6fad8be6b14ea7230aabfd08188da6b8b814"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One judged comparison of a model with the baseline.
+
+    `instruction` is the position in AlpacaEval's 805, lengths are in characters, and `preference` is
+    from 1 (the baseline is better) to 2 (the model is), None where the judge failed.
+    """
+
+    instruction: int
+    baseline_length: int
+    length: int
+    preference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LengthControlled:
+    """The rate in per cent, its standard error, its interval, and how it was made."""
+
+    rate: float
+    standard_error: float
+    interval: tuple[float, float]
+    signature: Mapping[str, object]
+    interval_by: str
+
+
+def reference_file(folder: Path | None) -> Path:
+    """The table of gamed baselines that the regression is fitted with.
+
+    It is taken from `folder`, where a reconstruction is taken for want of the original, with a
+    warning; without a folder it comes from the hub. Raises BadInput where it cannot be had.
+    """
+    if folder is None:
+        return _from_hub()
+    if not folder.is_dir():
+        raise BadInput(f"references={folder}: no such folder; it holds {GAMED}, and maybe {DIFFICULTY}")
+    if (folder / GAMED).is_file():
+        return folder / GAMED
+    if (folder / RECONSTRUCTED).is_file():
+        log.warning("%s is a reconstruction of AlpacaEval's %s: length-controlled win rates may differ from "
+                    "the official ones in the second decimal", folder / RECONSTRUCTED, GAMED)  # fmt: skip
+        return folder / RECONSTRUCTED
+    raise BadInput(
+        f"references={folder} has neither {GAMED} nor {RECONSTRUCTED}. {GAMED} is in the data set "
+        f"{_HUB} of the Hugging Face hub"
+    )
+
+
+def _from_hub() -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(_HUB, GAMED, repo_type="dataset", revision=_REVISION))
+    except (OSError, ValueError) as error:  # what being offline looks like
+        raise BadInput(
+            f"{GAMED} could not be loaded from the hub ({type(error).__name__}). Where the hub is out of "
+            f"reach, copy it from https://huggingface.co/datasets/{_HUB} together with "
+            f"{DIFFICULTY} into a folder, and give references=<folder>"
+        ) from error
+
+
+def length_controlled(
+    comparisons: Sequence[Comparison], gamed: Path, *, by_row: bool = False, refits: int = 200
+) -> LengthControlled:
+    """The win rate had the model's outputs been as long as the baseline's (Dubois et al. 2024).
+
+    The difficulty of an instruction is looked up by its number, or with `by_row` by the place of the
+    row, as the package does: that is wrong where a comparison is missing. The baseline against itself
+    is 50 by construction. The interval refits the regression, at the strength of regularisation that
+    cross-validation chose, on `refits` resamples of the comparisons.
+    """
+    import numpy as np
+
+    glm = _package()
+    made = {"formula": _GLM, "difficulty": "by_row" if by_row else "by_instruction",
+            "gamed": gamed.stem, "alpaca_eval": version("alpaca-eval"),
+            "scikit-learn": version("scikit-learn")}  # fmt: skip
+    if _is_baseline(comparisons):
+        return LengthControlled(50.0, 0.0, (50.0, 50.0), made, "by construction")
+    table = _table(comparisons, by_row, glm)
+    with _reading(glm, gamed):
+        train, test, weights = glm._get_featurized_data(
+            table,
+            formula=glm.GLM_INFO[_GLM]["formula"],
+            regularize_to_baseline_lambda=glm.GLM_INFO[_GLM]["regularize_to_baseline_lambda"],
+        )
+        judged = train["preference"].notna().to_numpy()
+        train, weights = train[judged], weights[judged]
+        model = _fit(glm, train, weights, **glm.GLM_INFO[_GLM]["kwargs"])
+        strength = float(np.ravel(model.C_)[0])
+        predicted = model.predict_proba(test)[:, 1]
+        rates = list(_refitted(glm, train, test[judged[-len(test) :]], weights, strength, refits))
+    lower, upper = interval(np.array(rates))
+    return LengthControlled(
+        100.0 * float(predicted.mean()),
+        100.0 * float(predicted.std(ddof=1)) / len(predicted) ** 0.5,
+        (float(lower), float(upper)),
+        {**made, "C": f"{strength:.4g}"},
+        f"bootstrap{LEVEL:.0%},refits={refits},seed={SEED}",
+    )
+
+
+def _package() -> Any:
+    if find_spec("alpaca_eval") is None:
+        raise missing_extra("alpaca-eval", "alpaca")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pkg_resources is deprecated, and it imports that
+        from alpaca_eval.metrics import glm_winrate
+    return glm_winrate
+
+
+@contextmanager
+def _reading(glm: Any, gamed: Path) -> Iterator[None]:
+    """Let the package read a local file where it would go to the hub."""
+    download = glm.hf_hub_download
+    glm.hf_hub_download = lambda **_: str(gamed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn's, of an argument that it will drop
+            yield
+    finally:
+        glm.hf_hub_download = download
+
+
+def _table(comparisons: Sequence[Comparison], by_row: bool, glm: Any) -> Any:
+    import pandas as pd
+
+    numbers = range(len(comparisons)) if by_row else [c.instruction for c in comparisons]
+    return pd.DataFrame(
+        {
+            "preference": pd.Series([c.preference for c in comparisons], dtype=float).to_numpy(),
+            "output_1": ["x" * c.baseline_length for c in comparisons],  # it reads their lengths alone
+            "output_2": ["x" * c.length for c in comparisons],
+        },
+        index=list(numbers),
+    )
+
+
+def _fit(glm: Any, train: Any, weights: Any, **options: Any) -> Any:
+    return glm.fit_LogisticRegressionCV(
+        train, "preference", is_ytrue_proba=True, sample_weight=weights, **options
+    )
+
+
+def _refitted(glm: Any, train: Any, test: Any, weights: Any, strength: float, refits: int) -> Iterator[float]:
+    """Rates on resampled comparisons; the gamed baselines stay as they are."""
+    import pandas as pd
+
+    own = train["not_gamed_baseline.astype(float)"] == 1
+    fixed, fixed_weights = train[~own], weights[~own]
+    compared, compared_weights = train[own], weights[own]
+    for chosen in resamples(len(compared), refits):
+        again = pd.concat([fixed, compared.iloc[chosen]], ignore_index=True)
+        weighted = pd.concat([fixed_weights, compared_weights.iloc[chosen]], ignore_index=True)
+        model = _fit(glm, again, weighted, n_splits=0, C=strength)
+        yield 100.0 * float(model.predict_proba(test.iloc[chosen])[:, 1].mean())
+
+
+def _is_baseline(comparisons: Sequence[Comparison]) -> bool:
+    return all(c.baseline_length == c.length and c.preference == 1.5 for c in comparisons)

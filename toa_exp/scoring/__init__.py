@@ -1,0 +1,1 @@
+"""Scoring anyone's outputs from a file, without running anything: `toa-exp score`."""

@@ -1,0 +1,147 @@
+"""Which form a file of outputs has, by its fields, and how each is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from toa_exp.build import build
+from toa_exp.errors import BadInput
+from toa_exp.scoring.counts import GROUPS, score_counts
+from toa_exp.scoring.files import read
+from toa_exp.scoring.measure import Scored
+from toa_exp.scoring.pairs import score_pairs
+from toa_exp.scoring.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form of file: the fields that tell it, what it is called, and the function that scores it."""
+
+    name: str
+    fields: tuple[str, ...]
+    score: Callable[[Sequence[Row], DictConfig], Scored]
+
+
+def score_file(config: DictConfig) -> Scored:
+    """The metrics of `outputs`; raises BadInput where its form is none that the task takes."""
+    rows = read(Path(config.outputs), "outputs")
+    kind = _kind(config)
+    forms = [form for form in FORMS if form.name in kind]
+    for form in forms:
+        if all(field in rows[0] for field in form.fields):
+            return form.score(rows, config)
+    listed = "; ".join(f"{form.name} ({', '.join(form.fields)})" for form in forms)
+    raise BadInput(
+        f"outputs={config.outputs}: rows of {', '.join(map(repr, rows[0]))} are no outputs of this task. "
+        f"It takes {listed}"
+    )
+
+
+def _kind(config: DictConfig) -> tuple[str, ...]:
+    """The names of the forms that the task takes."""
+    target = str(config.task._target_)
+    made: Any = get_object(target)
+    return getattr(made, "forms", ("outputs",))
+
+
+def _hypotheses(rows: Sequence[Row], config: DictConfig) -> Scored:
+    from toa_exp.scoring.translation import score_systems
+
+    given = config.reference
+    reference = [str(label) for label in given] if OmegaConf.is_list(given) else given and str(given)
+    return score_systems(
+        _chosen(rows, config),
+        Path(config.outputs),
+        system=None if config.system is None else str(config.system),
+        reference=reference,
+        pair=None if OmegaConf.is_missing(config.task, "pair") else config.task.pair,
+    )
+
+
+def _preferences(rows: Sequence[Row], config: DictConfig) -> Scored:
+    from toa_exp.scoring.preferences import from_table, score_preferences
+
+    return score_preferences(from_table(rows), _references(config))
+
+
+def _annotations(rows: Sequence[Row], config: DictConfig) -> Scored:
+    from toa_exp.scoring.alpaca import score_annotations
+
+    return score_annotations(rows, None, config, _references(config))
+
+
+def _model_outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
+    from toa_exp.scoring.alpaca import score_annotations
+
+    if config.annotations is None:
+        raise BadInput(
+            "these outputs are not judged: give annotations=<the annotations.json of alpaca_eval>; the "
+            "answers of a run are judged by: toa-exp evaluate <run folder> metric=alpaca_eval"
+        )
+    annotations = read(Path(config.annotations), "annotations")
+    return score_annotations(annotations, rows, config, _references(config))
+
+
+def _pairs(rows: Sequence[Row], config: DictConfig) -> Scored:
+    return score_pairs(_chosen(rows, config), build(config.task.judge, "task.judge"))
+
+
+def _counts(rows: Sequence[Row], config: DictConfig) -> Scored:
+    k = list(config.k) if OmegaConf.is_list(config.k) else config.k
+    return score_counts(rows, k=k, chosen={field: config[field] for field in GROUPS})
+
+
+def _outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
+    from toa_exp.scoring.outputs import score_outputs
+
+    return score_outputs(rows, build(config.task, "task"))
+
+
+def _battles(rows: Sequence[Row], config: DictConfig) -> Scored:
+    from toa_exp.scoring.battles import score_battles
+
+    return score_battles(rows, system=config.system, baseline=config.baseline)
+
+
+def _judgments(rows: Sequence[Row], config: DictConfig) -> Scored:
+    from toa_exp.scoring.battles import score_judgments
+
+    return score_judgments(rows)
+
+
+def _references(config: DictConfig) -> Path | None:
+    return None if config.references is None else Path(config.references).expanduser()
+
+
+def _chosen(rows: Sequence[Row], config: DictConfig) -> Sequence[Row]:
+    """The rows that task.ids and task.limit keep."""
+    from toa_exp.tasks.source import chosen_ids
+
+    ids = chosen_ids(OmegaConf.to_container(config.task).get("ids"))  # type: ignore[union-attr]
+    if ids is not None:
+        found = {str(row.get("id")) for row in rows}
+        if missing := sorted(ids - found):
+            raise BadInput(f"outputs={config.outputs} has no row with id {', '.join(missing[:5])}")
+        rows = [row for row in rows if str(row.get("id")) in ids]
+    return rows[: config.task.get("limit")]
+
+
+FORMS = [
+    Form("annotations", ("instruction", "output_1", "output_2", "preference"), _annotations),
+    Form("model_outputs", ("instruction", "output"), _model_outputs),
+    Form("preferences", ("instruction_id", "len_baseline", "len_model", "preference"), _preferences),
+    Form("battles", ("model_a", "model_b", "winner"), _battles),
+    Form("judgments", ("judgement_gen_base", "judgement_base_gen"), _judgments),
+    Form("games", ("games",), _judgments),
+    Form("hypotheses", ("src", "refs", "hyps"), _hypotheses),
+    Form("pairs", ("gold", "pred"), _pairs),
+    Form("counts", ("n", "c"), _counts),
+    Form("outputs", ("id", "output"), _outputs),
+]
+"""In the order in which a file is tried."""

@@ -1,0 +1,137 @@
+"""Scores outputs by the task's own references: rows of id and output."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from toa_exp.core import Problem, Reply, Request, Usage
+from toa_exp.errors import BadInput
+from toa_exp.metrics.base import Metric
+from toa_exp.metrics.coverage import sizes
+from toa_exp.metrics.pooled import pools_of
+from toa_exp.scoring import rows as checks
+from toa_exp.scoring.counts import coverage
+from toa_exp.scoring.measure import Measure, Scored, mean, signed
+from toa_exp.selection import majority_vote
+from toa_exp.stats import bootstrap
+from toa_exp.tasks.base import Task
+
+_MEND = (
+    "Give one output a problem, null where it failed; task.limit=<n> or task.ids=[...] keep fewer problems"
+)
+
+
+def score_outputs(rows: Sequence[checks.Row], task: Task) -> Scored:
+    """The task's metrics of one output a problem, joined by `id`.
+
+    An output may be a list of samples: then the metric is their mean, and accuracy also gives
+    coverage (pass@<k>) and the accuracy of the majority vote. Missing outputs (null, empty) count as
+    failed and are scored as an empty text. Raises BadInput where ids are not those of the task.
+    """
+    return asyncio.run(_score(rows, task))
+
+
+async def _score(rows: Sequence[checks.Row], task: Task) -> Scored:
+    try:
+        task.count()
+        problems = list(task.problems())
+        identifiers = checks.identifiers(rows)
+        samples = dict(zip(identifiers, map(_samples, rows), strict=True))
+        for identifier in getattr(task, "empty", ()):  # there was nothing to answer
+            samples.pop(identifier, None)
+        checks.same([problem.id for problem in problems], samples, "the outputs", _MEND)
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(_judge(task, problem, samples[problem.id])) for problem in problems]
+    finally:
+        await task.close()
+    return _gathered(task, problems, samples, [one.result() for one in asked])
+
+
+def _samples(row: checks.Row) -> list[str]:
+    where = f"output of id {row.get('id')!r}"
+    if "output" not in row:
+        raise BadInput(f"{where} is missing; give 'output', null where it failed")
+    given = row["output"] if isinstance(row["output"], list) else [row["output"]]
+    if not given:
+        raise BadInput(f"{where} is an empty list; give at least one sample")
+    return [checks.text({"output": one}, "output", where) or "" for one in given]
+
+
+async def _judge(task: Task, problem: Problem, samples: Sequence[str]) -> list[Mapping[str, Metric]]:
+    return [await task.score(problem, text) for text in samples]
+
+
+def _gathered(
+    task: Task,
+    problems: Sequence[Problem],
+    samples: Mapping[str, Sequence[str]],
+    judged: Sequence[Sequence[Mapping[str, Metric]]],
+) -> Scored:
+    names = list(judged[0][0])
+    if not names:
+        raise BadInput("the task's problems have no reference to score against")
+    failed = sum(not text.strip() for texts in samples.values() for text in texts)
+    several = any(len(texts) > 1 for texts in samples.values())
+    pools = pools_of(getattr(task, "pools", {}))
+    made = {"task": task.fingerprint(), "failed": "scored_as_empty"}
+    measures: dict[str, Measure] = {}
+    for name in names:
+        signature = signed(name, **_flat(made))
+        if name not in pools:
+            values = [float(np.mean([one[name] for one in of_problem])) for of_problem in judged]
+            measures[name] = mean(values, failed, signature)
+        elif several:
+            raise BadInput(f"{name} is of one output a problem; give no lists")
+        else:
+            table = np.array([of_problem[0][name] for of_problem in judged], dtype=np.float64)
+            value, lower, upper = bootstrap(table, pools[name])
+            measures[name] = Measure(value, (lower, upper), len(problems), failed, signature)
+    if several and "accuracy" in names:
+        measures |= _of_samples(task, problems, samples, judged, failed)
+    rows = [
+        {"id": problem.id, **_decision(of_problem, pools), "failed": _failure(samples[problem.id])}
+        for problem, of_problem in zip(problems, judged, strict=True)
+    ]
+    return Scored(measures, rows)
+
+
+def _of_samples(
+    task: Task,
+    problems: Sequence[Problem],
+    samples: Mapping[str, Sequence[str]],
+    judged: Sequence[Sequence[Mapping[str, Metric]]],
+    failed: int,
+) -> dict[str, Measure]:
+    """Coverage, and the accuracy of a sample that states the most frequent answer."""
+    counts = [(len(ones), sum(one["accuracy"] == 1.0 for one in ones)) for ones in judged]
+    votes = []
+    for problem, of_problem in zip(problems, judged, strict=True):
+        replies = [_reply(text) for text in samples[problem.id]]
+        chosen = majority_vote(replies, task.final_answer)
+        accuracy = 0.0 if chosen is None else of_problem[chosen]["accuracy"]
+        assert isinstance(accuracy, float)
+        votes.append(accuracy)
+    vote = mean(votes, failed, signed("majority_vote", ties="first"))
+    return coverage(counts, sizes(min(n for n, _ in counts))) | {"majority_vote": vote}
+
+
+def _reply(text: str) -> Reply:
+    return Reply(Request("outputs"), text, 0.0, Usage(0, 0), None if text.strip() else "empty")
+
+
+def _decision(ones: Sequence[Mapping[str, Metric]], pools: Mapping[str, object]) -> dict[str, Any]:
+    plain = [name for name in ones[0] if name not in pools]
+    return {name: float(np.mean([one[name] for one in ones])) for name in plain}
+
+
+def _failure(texts: Sequence[str]) -> str | None:
+    return "empty" if all(not text.strip() for text in texts) else None
+
+
+def _flat(made: Mapping[str, Any]) -> dict[str, Any]:
+    task = {key: value for key, value in made["task"].items() if not isinstance(value, Mapping)}
+    return {**task, "failed": made["failed"]}

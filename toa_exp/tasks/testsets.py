@@ -1,0 +1,49 @@
+"""WMT test sets by sacrebleu's own index, which downloads them once and checks their digests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toa_exp.errors import BadInput, choose
+
+
+def segments(testset: str, pair: str) -> Iterator[dict[str, Any]]:
+    """Rows of id (from 0), src and refs by label: the references that sacrebleu scores with.
+
+    Raises BadInput for a test set or pair that sacrebleu does not have, and where it cannot be loaded.
+    """
+    from sacrebleu.dataset import DATASETS
+
+    if testset not in DATASETS:
+        raise choose("task.testset", testset, sorted(name for name in DATASETS if name.startswith("wmt2")))
+    dataset: Any = DATASETS[testset]
+    if pair not in dataset.langpairs:
+        raise choose(f"task.pair of {testset}:", pair, sorted(dataset.langpairs))
+    try:
+        source = _lines(dataset.get_source_file(pair))
+        files = dataset.get_reference_files(pair)
+        references = {_label(file, pair): _lines(file) for file in files}
+    except (OSError, RuntimeError, ValueError, SystemExit) as error:  # sacrebleu exits where it cannot load
+        raise BadInput(
+            f"the test set {testset} {pair} could not be loaded by sacrebleu ({type(error).__name__}: "
+            f"{error}). Where the net is out of reach, copy ~/.sacrebleu from a machine where `sacrebleu -t "
+            f"{testset} -l {pair} --echo src` was run ($SACREBLEU says where it lies), or give "
+            f"task.path=<file.jsonl> with rows of id, src and refs. Its source: {', '.join(dataset.data)}"
+        ) from error
+    for number, line in enumerate(source):
+        yield {
+            "id": number,
+            "src": line,
+            "refs": {label: lines[number] for label, lines in references.items()},
+        }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def _label(path: str, pair: str) -> str:
+    """The label of a reference file such as wmt22.de-en.ref-A."""
+    return Path(path).name.partition(f"{pair}.")[2].removeprefix("ref").lstrip("-:") or "ref"
