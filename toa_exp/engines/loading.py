@@ -73,6 +73,37 @@ def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
     return tokenizer
 
 
+def generation_config(model: str, revision: str | None, whose: str) -> Any:
+    """How a model is generated from by default; what its config says where it has no such file."""
+    from transformers import AutoConfig, GenerationConfig
+
+    where = _folder_or_id(model)
+    try:
+        try:
+            return GenerationConfig.from_pretrained(where, revision=revision or "main")
+        except OSError:
+            config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+            return GenerationConfig.from_model_config(config)
+    except Exception as error:  # as for the tokenizer
+        raise _unusable(whose, model, "configuration", error) from error
+
+
+def stop_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, of the generation config and of the tokenizer together.
+
+    Both count, since a model tuned for chat often carries the generation config of its base.
+    """
+    stop = generation.eos_token_id
+    stop = stop if isinstance(stop, list) else [stop]
+    return frozenset(token for token in [*stop, tokenizer.eos_token_id] if token is not None)
+
+
+def text_of(tokenizer: Any, tokens: list[int]) -> str:
+    """What the tokens of an answer say."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
 def load_model(
     family: str, model: str, revision: str | None, device: torch.device, dtype: str, whose: str
 ) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample
@@ -158,7 +158,7 @@ class _Lane:
         model = loading.load_model(
             "AutoModelForCausalLM", agent.model, agent.revision, loading.device_of(device), dtype, whose
         )
-        self._stop = _stop_tokens(model, self._tokenizer)
+        self._stop = loading.stop_tokens(model.generation_config, self._tokenizer)
         self._window = loading.window_of(model.config)
         self._decoder: Decoder = Decoder(model, self._stop, **limits)
         self.asks: dict[Row, _Ask] = {}
@@ -217,8 +217,7 @@ class _Lane:
             )
         usage = Usage(len(row.prompt), len(row.tokens))
         tokens = row.tokens[:-1] if row.tokens[-1] in self._stop else row.tokens
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Sample(text, usage, row.seconds)
+        return Sample(loading.text_of(self._tokenizer, tokens), usage, row.seconds)
 
 
 def _check(agent: Agent) -> None:
@@ -234,13 +233,3 @@ def _check(agent: Agent) -> None:
     agent.check_sampling()
     if "extra_body" in agent.sampling:
         raise BadInput(f"{whose} has sampling.extra_body, which only engine=openai can send; leave it out")
-
-
-def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer, of the generation config and of the tokenizer together.
-
-    Both count, since a model tuned for chat often carries the generation config of its base.
-    """
-    stop = model.generation_config.eos_token_id
-    stop = stop if isinstance(stop, list) else [stop]
-    return frozenset(token for token in [*stop, tokenizer.eos_token_id] if token is not None)
