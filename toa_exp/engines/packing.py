@@ -142,12 +142,19 @@ def _seat(
     for model in sorted(models, key=_largest):
         fitting = [gpu for gpu in _allowed(model, gpus) if model.need(gpu) <= left[gpu.index]]
         fitting.sort(key=lambda gpu: -left[gpu.index] if spread else left[gpu.index])
-        if len(fitting) < model.gpus:
-            raise NoRoom(model)
-        places[model.name] = sorted(fitting[: model.gpus], key=lambda gpu: gpu.index)
+        places[model.name] = _alike(model, fitting)
         for gpu in places[model.name]:
             left[gpu.index] -= model.need(gpu)
     return places, left
+
+
+def _alike(model: Model, fitting: Sequence[Gpu]) -> list[Gpu]:
+    """The first of `fitting` that are enough for a model and of one size, as its parts are."""
+    for first in fitting:
+        group = [gpu for gpu in fitting if round(gpu.total / GIB) == round(first.total / GIB)]
+        if len(group) >= model.gpus:
+            return sorted(group[: model.gpus], key=lambda gpu: gpu.index)
+    raise NoRoom(model)
 
 
 def _shared_out(
@@ -198,9 +205,7 @@ def _dealt(
     for model in sorted(sleepers, key=_largest):
         fitting = [gpu for gpu in _allowed(model, gpus) if model.need(gpu) <= left[gpu.index]]
         fitting.sort(key=lambda gpu: (dealt[gpu.index], -left[gpu.index]))
-        if len(fitting) < model.gpus:
-            raise NoRoom(model)
-        places[model.name] = sorted(fitting[: model.gpus], key=lambda gpu: gpu.index)
+        places[model.name] = _alike(model, fitting)
         for gpu in places[model.name]:
             dealt[gpu.index] += model.need(gpu)
     return places
