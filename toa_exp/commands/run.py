@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from toa_exp import records
 from toa_exp.app import launch
 from toa_exp.curves import Curve
+from toa_exp.engines.base import report
 from toa_exp.errors import Incomplete
 from toa_exp.figures import figures
 from toa_exp.job import Job, assemble
@@ -55,10 +56,12 @@ def _run(config: DictConfig) -> None:
         if partial.stat().st_size:  # where nothing came of it, earlier results stay
             rows = watch.curve.rows()
             records.publish(folder, partial, record, rows)
-            print(records.table(rows, record, folder, watch.counts))
+            print(records.table(rows, record, folder, watch.counts, watch.notes))
             tracker.curve(rows)
             tracker.outputs()
             tracker.figures(lambda: figures(folder, "flops", None, folder / "figures"))
+        for note in watch.notes:
+            log.info("%s", note)
         log.info("done: %s", watch.counts)
         if watch.reasons:
             raise _incomplete(watch.reasons, job.problems)
@@ -70,6 +73,7 @@ class _Watch:
     def __init__(self, curve: Curve, progress: Progress, counts: Counts) -> None:
         self.curve = curve
         self.counts = counts
+        self.notes: list[str] = []
         self.reasons: dict[str, str] = {}
         self._progress = progress
 
@@ -114,6 +118,7 @@ async def _carry_out(job: Job, path: Path, names: Mapping[str, str]) -> _Watch:
         curve = Curve(names["method"], job.budgets.values, pools_of(job.pools))
         watch = _Watch(curve, progress, sampler.counts)
         await job.runner(sampler).run(path, watch)
+        watch.notes = report(job.engine)
     return watch
 
 

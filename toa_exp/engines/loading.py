@@ -6,6 +6,7 @@ is never run and weights are read from safetensors only, since other formats may
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import threading
@@ -138,6 +139,15 @@ def load_model(
         raise Unavailable(f"{whose}: {model!r} does not fit on {device}; free memory there") from error
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise _unusable(whose, model, "model", error) from error
+
+
+def free_memory() -> None:
+    """Give back what models that nobody holds any more took."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:

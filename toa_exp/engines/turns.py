@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from toa_exp.errors import BadInput
+
 log = logging.getLogger(__name__)
 
 _RESOLUTION = 1e-9  # seconds; below that of the clock an alarm would come again and again
@@ -236,6 +238,15 @@ class Turns:
         """Seconds that a swap takes, as far as one was measured: waking counts as the longest."""
         waking = max((member.wake_seconds or 0.0 for member in self._members.values()), default=0.0)
         return waking + ((leaving.sleep_seconds or 0.0) if leaving is not None else 0.0)
+
+
+def check_residents(residents: str | int) -> int | None:
+    """The number of models in memory at once, None for "auto". Raises BadInput."""
+    if residents == "auto":
+        return None
+    if not isinstance(residents, int) or residents < 1:
+        raise BadInput(f"engine.residents={residents!r}: give auto, or how many models are in memory at once")
+    return residents
 
 
 def _now() -> float:

@@ -14,7 +14,7 @@ from toa_exp.draws import Draw, Sample
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import Model
-from toa_exp.engines.turns import Turns
+from toa_exp.engines.turns import Turns, check_residents
 from toa_exp.engines.vllm_process import Process, Recipe
 from toa_exp.engines.vllm_settings import Settings, sampling_of
 from toa_exp.ensemble import Agent
@@ -242,15 +242,6 @@ class Vllm:
         return Sample(
             await served.text(written.token_ids), Usage(len(prompt), len(written.token_ids)), seconds
         )
-
-
-def check_residents(residents: str | int) -> int | None:
-    """The number of models in memory at once, None for "auto". Raises BadInput."""
-    if residents == "auto":
-        return None
-    if not isinstance(residents, int) or residents < 1:
-        raise BadInput(f"engine.residents={residents!r}: give auto, or how many models are in memory at once")
-    return residents
 
 
 def _settings(agent: Agent, shared: Mapping[str, Any]) -> Settings:
