@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,9 +83,11 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
     keys = [str(key) for key in config.method if not replaced or f"method.{key}" in given]
     method = build_function(config.method, "method", keys)
     reward: Reward = build(config.reward, "reward", task=task)
+    engines = _engines(config, agents)
+    _share_gpus([*engines, reward])
     return Job(
         task=task,
-        engine=_engine(config, agents),
+        engine=engines[0] if len(engines) == 1 else Mixed(agents, engines),
         reward=reward,
         method=method,
         selection=build_function(config.selection, "selection"),
@@ -103,7 +105,7 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
     )
 
 
-def _engine(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
+def _engines(config: DictConfig, agents: Mapping[str, Agent]) -> list[Engine]:
     """The run's engine, beside those of `engines` where agents name them."""
     nodes = {None: config.engine, **config.engines}
     groups: dict[str | None, dict[str, Agent]] = {}
@@ -114,11 +116,18 @@ def _engine(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
                 f"{', '.join(config.engines) or 'none'}. Add it: +engine@engines.{agent.engine}=<choice>"
             )
         groups.setdefault(agent.engine, {})[name] = agent
-    engines: list[Engine] = [
+    return [
         build(nodes[name], f"engines.{name}" if name else "engine", agents=members)
         for name, members in groups.items()
     ]
-    return engines[0] if len(engines) == 1 else Mixed(agents, engines)
+
+
+def _share_gpus(parts: Sequence[Engine | Reward]) -> None:
+    """Let all that run models here be placed together, by the first engine that plans."""
+    planner = next((part for part in parts if hasattr(part, "ground")), None)
+    for part in parts:
+        if planner is not None and part is not planner and hasattr(part, "join"):
+            part.join(planner.ground)
 
 
 def _content(task: Task) -> str:

@@ -37,16 +37,18 @@ def size_of(
     dtype: str = "auto",
     quantization: str | None = None,
     cache_dtype: str = "auto",
+    full: bool = False,
 ) -> Size:
     """What a model takes on a GPU: weights as its files have them, in the format it is loaded in.
 
-    `dtype` "auto" is that of the files, and 16 bits where they have 32, as vLLM does. Raises
+    `dtype` "auto" is that of the files; vLLM takes 16 bits where they have 32, unless `full`. Raises
     BadInput where the model has no config.json, or one without the fields that the cache depends on.
     """
     given = model_config(model, revision, whose)
     config = {**given, **(given.get("text_config") or {})}
     stored = _stored(config)
-    loaded = {"float32": "bfloat16"}.get(stored, stored) if dtype == "auto" else dtype
+    usual = "bfloat16" if stored == "float32" and not full else stored
+    loaded = usual if dtype == "auto" else dtype
     weights = _files(model, revision)
     if weights is None:
         log.warning("%s: the files of %r are not here yet; its size is counted from its config", whose, model)

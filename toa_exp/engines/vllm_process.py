@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toa_exp.engines.gpus import Ground
+from toa_exp.engines.orphans import Guard
 from toa_exp.engines.packing import Seat
 from toa_exp.errors import BadInput, Unavailable, choose, missing_extra
 
@@ -32,6 +33,7 @@ _CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else several engines are bound to the same cores
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process for the engine instead of two
     "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
 }
 
 
@@ -64,6 +66,7 @@ class Process:
         self._seat = seat
         self._start: asyncio.Task[Any] | None = None
         self._started = False
+        self._guard: Guard | None = None
         self._asleep = False
         self._sleeps = False
         self._numbers = itertools.count()
@@ -127,7 +130,7 @@ class Process:
             engine: Any = await start
         except (BadInput, Unavailable):
             return
-        await asyncio.to_thread(engine.shutdown, _SHUTDOWN)
+        await asyncio.to_thread(self._end, engine)
 
     async def _ask(self, what: str, prompt: Sequence[int], params: Any) -> tuple[Any, float]:
         from vllm.inputs import tokens_input
@@ -196,14 +199,24 @@ class Process:
             _check_vllm()
             log.info("%s: starting vLLM for %s", recipe.whose, recipe.model)
             started = time.monotonic()
+            self._guard = Guard()
+            os.environ.update(self._guard.environment)
             try:
                 engine = self._make(seat)
             except BadInput:
+                self._guard.close()
                 raise
             except Exception as error:
+                self._guard.close()
                 raise self._failure(error) from error
             log.info("%s: vLLM is there after %.0f s", recipe.whose, time.monotonic() - started)
             return engine
+
+    def _end(self, engine: Any) -> None:
+        """Shut the engine down, and end what is left of its processes."""
+        engine.shutdown(_SHUTDOWN)
+        if self._guard is not None:
+            self._guard.close()
 
     def _make(self, seat: Seat | None) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs

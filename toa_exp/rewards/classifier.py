@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toa_exp.draws import Message
 from toa_exp.engines import loading
 from toa_exp.errors import BadInput
 from toa_exp.rewards.model import ModelReward, Source, load, precise
@@ -62,13 +63,12 @@ class _Reader:
         self._model = model
         self._config = model.config.get_text_config()
         self._pad = self._config.pad_token_id
-        self._label = _label(label, model.config.num_labels, name)
+        self._label = label_of(label, model.config.num_labels, name)
         self._left = tokenizer.padding_side == "left"
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def encode(self, prompt: str, text: str) -> _Chat:
-        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        return _Chat(loading.token_ids(self._tokenizer, chat, "reward", reply=False))
+        return _Chat(loading.token_ids(self._tokenizer, chat_of(prompt, text), "reward", reply=False))
 
     def rewards(self, chats: Sequence[_Chat]) -> list[float]:
         pad = self._pad
@@ -103,7 +103,12 @@ class _Reader:
         return rewards
 
 
-def _label(label: int | None, count: int, model: str) -> int:
+def chat_of(prompt: str, text: str) -> list[Message]:
+    """The chat that is scored."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+
+
+def label_of(label: int | None, count: int, model: str) -> int:
     """The index of the output that is the score; raises BadInput where that is not settled."""
     if label is None and count == 1:
         return 0
