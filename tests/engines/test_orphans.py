@@ -11,15 +11,21 @@ import pytest
 psutil = pytest.importorskip("psutil")
 
 PARENT = """
-import os, subprocess, sys, time
+import subprocess, sys, time, psutil
 from toa_exp.engines.orphans import Guard
 guard = Guard()
 child = [sys.executable, "-c", "import time; time.sleep(600)"]
-processes = [subprocess.Popen(child, env={**os.environ, **guard.environment}), subprocess.Popen(child)]
-print(*(process.pid for process in processes), flush=True)
-if sys.argv[1] == "close":
+parent = [sys.executable, "-c", f"import subprocess; subprocess.run({child})"]
+process = subprocess.Popen(parent)
+while not (grand := psutil.Process(process.pid).children()):
+    time.sleep(0.05)
+if sys.argv[1] == "starting":
+    time.sleep(3)
+else:
+    guard.settled()
+if sys.argv[1] == "released":
     guard.close()
-    print("closed", flush=True)
+print(process.pid, grand[0].pid, flush=True)
 time.sleep(600)
 """
 
@@ -31,18 +37,21 @@ def gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("how", ["close", "kill"])
-def test_marked_processes_end_with_the_guard_or_its_process_and_no_others(how):
+@pytest.mark.parametrize("how", ["starting", "settled", "released"])
+def test_what_descends_from_a_process_that_is_killed_ends_unless_released(how):
     with subprocess.Popen([sys.executable, "-c", PARENT, how], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        marked, other = map(int, parent.stdout.readline().split())
-        if how == "close":
-            assert parent.stdout.readline() == "closed\n"
-            assert gone(marked)
+        descendants = [*map(int, parent.stdout.readline().split())]
+        if how == "settled":
+            time.sleep(0.5)
         parent.send_signal(signal.SIGKILL)
+    if how == "released":
+        time.sleep(1.0)
+        assert not any(map(gone, descendants))
+        for pid in descendants:
+            os.kill(pid, signal.SIGKILL)
+        return
     deadline = time.monotonic() + 60
-    while not gone(marked) and time.monotonic() < deadline:
+    while not all(map(gone, descendants)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert gone(marked)
-    assert not gone(other)
-    os.kill(other, signal.SIGKILL)
+    assert all(map(gone, descendants))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SHUTDOWN = 10.0  # seconds
+_SHUTDOWN = 3.0  # seconds; an engine has nothing to lose
 # What vLLM's processes find in the environment, unless the user says otherwise.
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -200,7 +200,6 @@ class Process:
             log.info("%s: starting vLLM for %s", recipe.whose, recipe.model)
             started = time.monotonic()
             self._guard = Guard()
-            os.environ.update(self._guard.environment)
             try:
                 engine = self._make(seat)
             except BadInput:
@@ -209,11 +208,12 @@ class Process:
             except Exception as error:
                 self._guard.close()
                 raise self._failure(error) from error
+            self._guard.settled()
             log.info("%s: vLLM is there after %.0f s", recipe.whose, time.monotonic() - started)
             return engine
 
     def _end(self, engine: Any) -> None:
-        """Shut the engine down, and end what is left of its processes."""
+        """Shut the engine down."""
         engine.shutdown(_SHUTDOWN)
         if self._guard is not None:
             self._guard.close()
