@@ -75,5 +75,5 @@ def test_every_command_and_group_of_the_readme_exists():
         for argument in command[2:]:
             group, _, choice = argument.partition("=")
             if group in group_choices() and group not in ("experiment",):
-                own = {"patient", "pair", "remote"}
+                own = {"patient", "pair", "remote", "node"}
                 assert set(choice.split(",")) - own <= set(group_choices()[group]), argument
