@@ -141,9 +141,7 @@ class Vllm:
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw; its seconds are its share of the engine's."""
         agent = self.agents[draw.request.agent]
-        if self._opening is None:
-            self._opening = asyncio.create_task(asyncio.to_thread(self._open))
-        turns = (await asyncio.shield(self._opening)).get(self._serving[agent.name])
+        turns = (await self._opened()).get(self._serving[agent.name])
         served = self._served[self._serving[agent.name]]
         prompt = await served.tokens(draw)
         async with turns.turn(self._serving[agent.name]) if turns is not None else nullcontext():
@@ -169,6 +167,18 @@ class Vllm:
         if self._opening is None or not self._opening.done() or self._opening.exception() is not None:
             return []
         return [turns.report() for turns in dict.fromkeys(self._opening.result().values())]
+
+    async def _opened(self) -> Mapping[str, Turns]:
+        """The turns, by agent; whoever asks first has the places taken."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(asyncio.to_thread(self._open))
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)
+        except Unavailable:
+            if self._opening is opening:
+                self._opening = None  # the next one tries again
+            raise
 
     def _first(self) -> dict[str, Agent]:
         """The first agent of every model."""

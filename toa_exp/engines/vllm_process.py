@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 400  # characters of an error
 _SHUTDOWN = 3.0  # seconds; an engine has nothing to lose
 # What vLLM's processes find in the environment, unless the user says otherwise.
 _ENVIRONMENT = {
@@ -65,7 +66,8 @@ class Process:
         self._ground = ground
         self._seat = seat
         self._start: asyncio.Task[Any] | None = None
-        self._started = False
+        self._live: Any = None
+        self._ran = False
         self._guard: Guard | None = None
         self._asleep = False
         self._sleeps = False
@@ -99,12 +101,16 @@ class Process:
         engine = await self._engine()
         if not self._asleep:
             return
-        if self._recipe.level == 1:
-            await engine.wake_up()
-        else:
-            await engine.wake_up(tags=["weights"])
-            await engine.collective_rpc("reload_weights")
-            await engine.wake_up(tags=["kv_cache"])
+        try:
+            if self._recipe.level == 1:
+                await engine.wake_up()
+            else:  # https://docs.vllm.ai/en/latest/features/sleep_mode/
+                await engine.wake_up(tags=["weights"])
+                await engine.collective_rpc("reload_weights")
+                await engine.wake_up(tags=["kv_cache"])
+        except Exception as error:
+            await self.close()
+            raise Unavailable(f"{self._recipe.whose}: vLLM does not wake up: {error!r}") from error
         self._asleep = False
 
     async def sleep(self) -> None:
@@ -122,7 +128,7 @@ class Process:
 
     async def close(self) -> None:
         """End the process."""
-        start, self._start = self._start, None
+        start, self._start, self._live = self._start, None, None
         self._asleep = False
         if start is None:
             return
@@ -167,7 +173,7 @@ class Process:
 
         whose = self._recipe.whose
         if isinstance(error, EngineDeadError) or engine.errored:
-            if self._start is not None and self._start.done() and self._start.result() is engine:
+            if self._live is engine:  # else another one's request was first to find out
                 await self.close()
             return Unavailable(
                 f"{whose}: the vLLM engine of {self._recipe.model!r} died; what it printed says why. It is "
@@ -189,7 +195,8 @@ class Process:
             if self._start is start:
                 self._start = None  # the next one tries again
             raise
-        self._started = True
+        if self._start is start:
+            self._live, self._ran = engine, True
         return engine
 
     def _begin(self) -> Any:
@@ -239,8 +246,8 @@ class Process:
 
     def _failure(self, error: Exception) -> Exception:
         recipe = self._recipe
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if self._started:  # it ran before, so that the model is not to blame
+        reason = " ".join(str(error).split())[:_SHOWN]
+        if self._ran:  # it ran before, so that the model is not to blame
             return Unavailable(f"{recipe.whose}: vLLM does not start again: {reason}")
         return BadInput(
             f"{recipe.whose}: vLLM cannot run {recipe.model!r} ({type(error).__name__}: {reason}). What it "
