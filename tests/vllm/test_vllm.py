@@ -219,9 +219,10 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(tmp_path):
     while process.poll() is None and _count(store) < 20:
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
+    engines = [child for child in children if "EngineCore" in child.name()]
     process.kill()
     process.communicate()
-    assert not psutil.wait_procs([c for c in children if "EngineCore" in c.name()], 60)[1]
+    assert engines and not psutil.wait_procs(engines, 120)[1]
     first = _count(store)
     assert 20 <= first < _count(whole / "results/store.sqlite")
     again = cli(*RUN, cwd=killed)
