@@ -184,7 +184,7 @@ def test_no_plan_promises_more_than_there_is(seed):
         check(made, models)
 
 
-def test_the_ground_is_planned_once_and_keeps_to_the_gpus_named():
+def test_the_ground_is_planned_once_and_keeps_to_the_gpus_named(capsys):
     asked = []
 
     def there() -> list[Gpu]:
@@ -196,6 +196,7 @@ def test_the_ground_is_planned_once_and_keeps_to_the_gpus_named():
     made = ground.plan(there)
     assert made is not None and {seat.gpus for seat in made.seats.values()} == {(1,), (2,)}
     assert ground.plan(there) is made and len(asked) == 1
+    assert made.table() in capsys.readouterr().err
     for wrong in ([3], [], [-1]):
         with pytest.raises(BadInput, match=r"engine\.gpus"):
             Ground(wrong).plan(there)

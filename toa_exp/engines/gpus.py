@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from tqdm import tqdm
+
 from toa_exp.engines.packing import Gpu, Model, Plan
 from toa_exp.engines.placement import plan
 from toa_exp.errors import BadInput, Unavailable
@@ -51,7 +53,7 @@ class Ground:
 
     `gpus` is "auto" for all that are visible, or the indices of some of these. Of each the fraction
     `utilization` is used. `residents` models of a GPU are in memory at once, None for as many as fit.
-    Those who want a place are added; the plan is made, and logged, when the first of them loads.
+    Those who want a place are added; the plan is made, and printed, when the first of them loads.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Ground:
                     _, utilization, residents = self.terms
                     models = [model for wanted in self._wanted for model in wanted()]
                     self._made = plan(models, chosen, utilization=utilization, residents=residents)
-                    log.info("on %d GPUs (%s):\n%s", len(chosen), chosen[0].name, self._made.table())
+                    said = f"plan for {len(chosen)} GPUs ({chosen[0].name}):\n{self._made.table()}"
+                    log.info("%s", said)
+                    tqdm.write(said, file=sys.stderr)  # above a bar; logs of this level are in the file only
                 self._settled = True
             return self._made
 
