@@ -210,7 +210,7 @@ RUN = [
 def test_a_run_that_is_killed_goes_on_to_the_same_result(tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()
-    result = cli(*RUN, cwd=whole)
+    result = cli(*RUN, cwd=whole, timeout=900)
     assert result.returncode == 0, result.stderr
     killed = tmp_path / "killed"
     killed.mkdir()
@@ -225,7 +225,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(tmp_path):
     assert engines and not psutil.wait_procs(engines, 120)[1]
     first = _count(store)
     assert 20 <= first < _count(whole / "results/store.sqlite")
-    again = cli(*RUN, cwd=killed)
+    again = cli(*RUN, cwd=killed, timeout=900)
     assert again.returncode == 0, again.stderr
     assert "0 found in the store" not in again.stdout
     name = "results/default/lab_math/lab/toa/seed=0/trajectories.jsonl"
