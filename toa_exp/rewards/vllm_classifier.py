@@ -88,8 +88,6 @@ class VllmClassifier:
 
     async def score(self, problem: Problem, text: str) -> Score:
         """The score of one text; its tokens are all that the model read."""
-        from vllm import PoolingParams
-
         loop = asyncio.get_running_loop()
         ids = await loop.run_in_executor(self._thread, self._read, problem.prompt, text)
         if self._opening is None:
@@ -98,6 +96,8 @@ class VllmClassifier:
         window = min(await process.window(), self._tokenizer.model_max_length)
         if len(ids) > window:
             raise too_long(self._source.model, len(ids), window)
+        from vllm import PoolingParams  # it is there once the process is
+
         answer, seconds = await process.encode(ids, PoolingParams(task="classify", use_activation=False))
         outputs = answer.outputs.data.float().flatten().tolist()
         reward = outputs[label_of(self._label, len(outputs), self._source.model)]

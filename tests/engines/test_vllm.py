@@ -29,7 +29,7 @@ from toa_exp.rewards.classifier import Classifier
 from toa_exp.rewards.vllm_classifier import VllmClassifier
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
-pytest.importorskip("vllm")
+pytest.importorskip("vllm.engine.arg_utils")
 psutil = pytest.importorskip("psutil")
 
 MATH = LAB_WEIGHTS / "math"
