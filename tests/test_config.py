@@ -14,7 +14,7 @@ from toa_exp.core import Problem
 
 CHOICES = [(group, choice) for group, choices in group_choices().items() for choice in choices]
 FUNCTIONS = ("method", "selection")
-BUILT = ("task", "reward", "engine")
+BUILT = ("task", "reward", "engine", "runner")
 
 
 def compose(*overrides):

@@ -18,7 +18,7 @@ from toa_exp.core import Reply, Request, Usage
 from toa_exp.cost import Cost
 from toa_exp.curves import Curve, write_curve
 from toa_exp.errors import BadInput
-from toa_exp.figures import _looks, figures, lines, signature
+from toa_exp.figures import figures, lines, looks_of, signature
 from toa_exp.results import Point, find_runs, points
 from toa_exp.runner import Outcome
 from toa_exp.trajectory import Step
@@ -207,10 +207,10 @@ def test_the_same_runs_give_the_same_bytes(study: tuple[Path, list[Path]], tmp_p
 
 def test_no_two_methods_look_alike() -> None:
     methods = {"toa", "random", *(f"toa,alpha={alpha}" for alpha in range(20))}
-    looks = _looks(methods)
+    looks = looks_of(methods)
     assert looks.keys() == methods
     assert len(set(looks.values())) == len(methods)
-    assert looks["toa"] == _looks({"toa", "moa"})["toa"]
+    assert looks["toa"] == looks_of({"toa", "moa"})["toa"]
 
 
 def test_unfinished_runs_give_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

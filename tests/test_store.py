@@ -1,16 +1,16 @@
-"""The store: first write wins, damage is named, nothing foreign is touched."""
+"""The store: first write wins, damage is named, nothing foreign is touched; in a file and on a server."""
 
 import asyncio
 import multiprocessing
 import sqlite3
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from toa_exp.core import Problem, Request, Usage
 from toa_exp.draws import Draw, Sample, Score, draw_key, score_key
 from toa_exp.errors import StoreError
+from toa_exp.storage import open_store
 from toa_exp.store import Store
 
 PROBLEM = Problem("p", "What?", "2")
@@ -26,11 +26,19 @@ def sample(text: str, failure: str | None = None) -> Sample:
     return Sample(text, Usage(3, 4), 0.25, failure)
 
 
-def test_rows_come_back_as_written(tmp_path):
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def where(request, tmp_path):
+    """A path or a URL of a store that is not there yet."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store.sqlite")
+    return request.getfixturevalue("postgres").database()
+
+
+def test_rows_come_back_as_written(where):
     text = "naïve 漢字 \0 \u202e ‏ and a long tail " + "x" * 100_000
 
     async def write():
-        store = Store(tmp_path / "store.sqlite")
+        store = open_store(where)
         stored = await store.put_draw(draw(), sample(text))
         await store.put_draw(draw(1), sample("", "context_window"))
         key = score_key(b"r" * 16, PROBLEM, text)
@@ -41,7 +49,7 @@ def test_rows_come_back_as_written(tmp_path):
     stored, key = asyncio.run(write())
 
     async def read():
-        store = Store(tmp_path / "store.sqlite")
+        store = open_store(where)
         rows = [await store.get_draw(draw()), await store.get_draw(draw(1)), await store.get_draw(draw(2))]
         score = await store.get_score(key)
         store.close()
@@ -52,9 +60,9 @@ def test_rows_come_back_as_written(tmp_path):
     assert score == Score(-1.5, 7, 0.125)
 
 
-def test_the_first_write_wins_and_the_loser_is_told(tmp_path):
+def test_the_first_write_wins_and_the_loser_is_told(where):
     async def race():
-        one, other = Store(tmp_path / "store.sqlite"), Store(tmp_path / "store.sqlite")
+        one, other = open_store(where), open_store(where)
         results = await asyncio.gather(
             one.put_draw(draw(), sample("first")),
             one.put_draw(draw(1), sample("alone")),
@@ -69,9 +77,9 @@ def test_the_first_write_wins_and_the_loser_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_what_another_process_writes_later_is_found(tmp_path, own):
+def test_what_another_process_writes_later_is_found(where, own):
     async def share():
-        one, other = Store(tmp_path / "store.sqlite"), Store(tmp_path / "store.sqlite")
+        one, other = open_store(where), open_store(where)
         if own:
             await one.put_draw(draw(), sample("mine"))
         before = await one.get_draw(draw(1))
@@ -84,12 +92,12 @@ def test_what_another_process_writes_later_is_found(tmp_path, own):
     assert asyncio.run(share()) == (None, sample("theirs"))
 
 
-def test_rows_are_found_however_many_problems_came_between(tmp_path, monkeypatch):
+def test_rows_are_found_however_many_problems_came_between(where, monkeypatch):
     monkeypatch.setattr("toa_exp.store._PROBLEMS_KEPT", 2)
     draws = [replace(draw(), problem=replace(PROBLEM, id=str(number))) for number in range(5)]
 
     async def write_and_read():
-        store = Store(tmp_path / "store.sqlite")
+        store = open_store(where)
         for one in draws:
             await store.put_draw(one, sample(one.problem.id))
         found = [await store.get_draw(one) for one in draws]
@@ -104,9 +112,9 @@ def test_scores_of_equal_ids_in_different_tasks_are_apart():
     assert score_key(b"r", PROBLEM, "text").digest != score_key(b"r", other, "text").digest
 
 
-def _write_many(path: Path, offset: int) -> None:
+def _write_many(where: str, offset: int) -> None:
     async def write():
-        store = Store(path)
+        store = open_store(where)
         for start in range(0, 300, 10):
             await asyncio.gather(
                 *(store.put_draw(draw(i), sample(f"{offset} {i}")) for i in range(start, start + 10))
@@ -116,16 +124,15 @@ def _write_many(path: Path, offset: int) -> None:
     asyncio.run(write())
 
 
-def test_several_processes_share_a_file(tmp_path):
-    path = tmp_path / "store.sqlite"
+def test_several_processes_share_a_store(where):
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_write_many, args=(path, offset)) for offset in range(3)]
+    processes = [context.Process(target=_write_many, args=(where, offset)) for offset in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    store = Store(path)
+    store = open_store(where)
     assert next(store.rows("SELECT count(*), count(DISTINCT key) FROM draws")) == (300, 300)
     store.close()
 
@@ -140,7 +147,7 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path, damage):
             database.execute("CREATE TABLE customers (name TEXT)")
         database.close()
     else:
-        _write_many(path, 0)
+        _write_many(str(path), 0)
         if damage == "version":
             database = sqlite3.connect(path)
             database.execute("PRAGMA user_version = 99")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -27,20 +32,45 @@ TEMPLATE = (
 )
 
 
-def character_tokenizer(*, chat: bool = True, padding_side: str = "left") -> PreTrainedTokenizerFast:
-    """One token a character, with the chat markers as special tokens."""
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
+def character_tokenizer(
+    *,
+    chat: bool = True,
+    padding_side: str = "left",
+    special: Sequence[str] = SPECIAL,
+    template: str = TEMPLATE,
+    **changes: Any,
+) -> PreTrainedTokenizerFast:
+    """One token a character, with the chat markers as special tokens; `special` begins as SPECIAL does."""
+    vocabulary = {token: index for index, token in enumerate([*special, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.add_special_tokens(list(special))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",
         unk_token="<unk>",
         padding_side=padding_side,
-        chat_template=TEMPLATE if chat else None,
+        chat_template=template if chat else None,
+        **changes,
+    )
+
+
+def byte_tokenizer(special: Sequence[str], template: str | None, **changes: Any) -> PreTrainedTokenizerFast:
+    """One token a byte of UTF-8, behind the special tokens: the form that Qwen's tokenizers have."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=special[0],
+        eos_token=special[0],
+        chat_template=template,
+        **changes,
     )
 
 
@@ -87,4 +117,21 @@ def process_model(folder: Path, *, labels: int = 1, seed: int = 0, **changes: An
     config = tiny_config(num_labels=labels, **changes)
     LlamaForTokenClassification(config).save_pretrained(folder)
     character_tokenizer(padding_side="right").save_pretrained(folder)
+    return folder
+
+
+def published(
+    folder: Path,
+    backbone: PreTrainedModel,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """A folder as authors publish it: a backbone's weights below `model.`, and the tensors of a head."""
+    weights = {f"model.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({**weights, **tensors}, folder / "model.safetensors", metadata={"format": "pt"})
+    fields: PreTrainedConfig = backbone.config
+    (folder / "config.json").write_text(json.dumps({**fields.to_diff_dict(), **config}))
+    tokenizer.save_pretrained(folder)
     return folder

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
+_AHEAD = 4  # times `at_once`: how far results may run ahead of one that is slow
+
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -21,3 +24,38 @@ async def gather_all(runs: Sequence[Coroutine[Any, Any, Value]]) -> list[Value]:
         if isinstance(result, BaseException):
             raise result
     return [result for result in results if not isinstance(result, BaseException)]
+
+
+async def in_order(
+    items: Iterable[Item],
+    work: Callable[[Item], Awaitable[Value]],
+    done: Callable[[Item, Value], None],
+    at_once: int,
+) -> None:
+    """Call `done` with each item and what `work` makes of it, in the order of the items.
+
+    `at_once` items are at work at the same time. The first error ends it all.
+    """
+    queue: asyncio.Queue[tuple[Item, asyncio.Task[Value]] | None] = asyncio.Queue(at_once * _AHEAD)
+    slots = asyncio.Semaphore(at_once)
+
+    async def run(item: Item) -> Value:
+        try:
+            return await work(item)
+        finally:
+            slots.release()
+
+    async def start(group: asyncio.TaskGroup) -> None:
+        for item in items:
+            await slots.acquire()
+            await queue.put((item, group.create_task(run(item))))
+        await queue.put(None)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(start(group))
+            while (entry := await queue.get()) is not None:
+                item, working = entry
+                done(item, await working)
+    except BaseExceptionGroup as group_of_errors:
+        raise group_of_errors.exceptions[0] from None

@@ -23,13 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from toa_exp import labels
 from toa_exp.cli import CONF
-from toa_exp.errors import BadInput, ToaError, choose
+from toa_exp.errors import BadInput, ToaError, choose, missing_extra
+from toa_exp.redact import split_password
 
 log = logging.getLogger(__name__)
 
 _FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
                      "--package", "-p", "--info", "-i"}  # fmt: skip
-_OVERRIDE = re.compile(r"[+~]*\w+(\.\w+)*=")
+_OVERRIDE = re.compile(r"[+~]*\w+(\.\w+)*(@[\w.]+)?=")
 _KEY = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'")
 
 
@@ -42,7 +43,7 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that methods of one's own package are found
     labels.register()
-    arguments = [part for argument in arguments for part in _split(argument)]
+    arguments = [_without_password(part) for argument in arguments for part in _split(argument)]
     overrides = _overrides(arguments)
     for override in overrides:
         if override.key_or_group == "experiment":
@@ -66,6 +67,7 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(job)()
     except MissingConfigException as error:
+        _check_plugin(str(error.missing_cfg_file))
         if error.options is None:
             raise BadInput(str(error)) from error
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
@@ -76,6 +78,15 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         raise BadInput(str(error).strip()) from error
     return max(failed, default=0)
+
+
+def _check_plugin(missing: str) -> None:
+    """Raise BadInput where what is missing comes with a package that is not installed."""
+    plugins = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray", "ray_aws": "ray"}
+    group, _, choice = missing.rpartition("/")
+    if group == "hydra/launcher" and choice in plugins:
+        extra = plugins[choice]
+        raise missing_extra({"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}[extra], extra)
 
 
 def _report(error: Exception, command: str) -> int:
@@ -92,6 +103,19 @@ def _split(argument: str) -> list[str]:
     """A flag that has its value behind an equals sign, as two arguments."""
     flag, equals, value = argument.partition("=")
     return [flag, value] if equals and flag in _FLAGS_WITH_VALUE else [argument]
+
+
+def _without_password(argument: str) -> str:
+    """The argument without the password of the store's URL, which the environment holds from here on.
+
+    What Hydra is given it logs, writes to files and sends to other machines.
+    """
+    if not argument.lstrip("+").startswith("store."):
+        return argument
+    bare, password = split_password(argument)
+    if password is not None:
+        os.environ["PGPASSWORD"] = password
+    return bare
 
 
 def positional(arguments: list[str], key: str) -> list[str]:

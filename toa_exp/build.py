@@ -69,17 +69,23 @@ def call(make: Callable[..., Made], values: Mapping[str, Any], what: str, **give
 
 def _check(function: Callable[..., Any], values: Mapping[str, Any], what: str) -> None:
     parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
+    typed: Any = function
+    hints = typing.get_type_hints(typed.__init__ if isinstance(function, type) else function)
+    shared: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            unpacked = typing.get_args(hints.get(parameter.name))
+            if not unpacked:
+                return
+            shared = typing.get_type_hints(unpacked[0])  # **name: Unpack[<a TypedDict>]
     named = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    known = named or [parameter.name for parameter in parameters]
+    known = [*(named or [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]), *shared]
     for name in values:
         if name not in known:
             allowed = known or ["none: it takes no parameters"]
             raise choose(f"field of {what} ({getattr(function, '__name__', function)}):", name, allowed)
-    hints = typing.get_type_hints(vars(function)["__init__"] if isinstance(function, type) else function)
     for name, value in values.items():
-        allowed_types = _types(hints.get(name))
+        allowed_types = _types(hints.get(name, shared.get(name)))
         if allowed_types and not isinstance(value, tuple(allowed_types)):
             names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed_types)
             raise BadInput(f"{what}.{name}={value}: expected {names}")

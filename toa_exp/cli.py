@@ -24,7 +24,10 @@ def main() -> None:
         print(f"toa-exp: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        print(f"toa-exp: stopped; go on with: toa-exp {shlex.join(arguments)}", file=sys.stderr)
+        from toa_exp.redact import without_secrets
+
+        command = shlex.join(without_secrets(arguments))
+        print(f"toa-exp: stopped; go on with: toa-exp {command}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # `toa-exp ... | head`: whoever read has had enough
         sys.stderr.close()

@@ -29,6 +29,11 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def decode(text: str | bytes) -> str:
+    """The inverse of `encode`; what is a text already stays."""
+    return text if isinstance(text, str) else text.decode("utf-8", "surrogatepass")
+
+
 def canonical(value: Mapping[str, Any] | Sequence[Message]) -> bytes:
     """JSON with sorted keys, so that equal values are equal bytes."""
     return encode(_JSON.encode(value))

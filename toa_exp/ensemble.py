@@ -127,8 +127,8 @@ def model_config(model: str, revision: str | None, whose: str) -> dict[str, Any]
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise BadInput(
                 f"{whose}: {model!r} is neither a folder here nor could its config.json be had from the "
-                f"hub ({type(error).__name__}). Give a folder, or `architecture` with the fields of "
-                f"config.json"
+                f"hub ({type(error).__name__}). Check the name and the connection, or say what FLOPs are "
+                f"counted from: `architecture`, a folder, a hub id or the fields of a config.json"
             ) from error
     try:
         config = json.loads(path.read_text())

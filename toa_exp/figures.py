@@ -48,7 +48,8 @@ _STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "toa-exp",
 }
-_SIGNATURE_WIDTH = 118  # characters of 5 points across the figure
+_WIDTH = 5.5  # inches
+_SIGNATURE_WIDTH = 118  # characters of 5 points across so wide a figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +131,25 @@ def signature(drawn: Sequence[Line], **more: object) -> str:
 
 def draw(drawn: Sequence[Line], x: str, y: str, stem: Path) -> list[Path]:
     """Draw curves into `stem` with the endings of FORMATS; returns the files."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
 
-    made = signature(drawn, x=x, y=y)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]
-    with style.context(["default", _STYLE]):  # whatever the user's matplotlibrc says
-        figure = Figure(figsize=(5.5, 3.5))
+    def fill(figure: Figure) -> None:
         axes = figure.subplots()
         _plot(axes, drawn)
         _decorate(axes, drawn, x, y)
+
+    return save(stem, signature(drawn, x=x, y=y), (_WIDTH, 3.5), fill)
+
+
+def save(stem: Path, made: str, size: tuple[float, float], fill: Callable[[Figure], None]) -> list[Path]:
+    """A figure of `size` in inches that `fill` draws, signed with `made`, in all FORMATS; the files."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]
+    with style.context(["default", _STYLE]):  # whatever the user's matplotlibrc says
+        figure = Figure(figsize=size)
+        fill(figure)
         _sign(figure, made)
         for path in files:
             figure.savefig(path, dpi=200, metadata=_metadata(path.suffix[1:], stem.name, made))
@@ -181,10 +190,10 @@ def _variant(line: Line, drawn: Sequence[Line]) -> tuple[str, ...]:
 
 def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
     """The curves with their bands: colour and marker by method, dashes by what else differs."""
-    looks = _looks({line.label("method") for line in drawn})
+    chosen = looks_of({line.label("method") for line in drawn})
     variants = list(dict.fromkeys(_variant(line, drawn) for line in drawn))
     for line in drawn:
-        colour, marker, size = looks[line.label("method")]
+        colour, marker, size = chosen[line.label("method")]
         x = [point.x for point in line.points]
         lower, upper = [point.lower for point in line.points], [point.upper for point in line.points]
         axes.fill_between(x, lower, upper, color=colour, alpha=0.13, linewidth=0)
@@ -204,7 +213,7 @@ def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
         )
 
 
-def _looks(methods: set[str]) -> dict[str, tuple[str, str, float]]:
+def looks_of(methods: set[str]) -> dict[str, tuple[str, str, float]]:
     """Colour, marker and its size by method; no two methods have both in common."""
     first = [index for index, method in enumerate(_FIRST_METHODS) if method in methods]
     reserved = range(len(_FIRST_METHODS))
@@ -269,9 +278,10 @@ def _legend(axes: Axes, drawn: Sequence[Line]) -> None:
 
 def _sign(figure: Figure, made: str) -> None:
     """The signature in small print below the axes, which make room for it."""
+    width = _SIGNATURE_WIDTH * figure.get_figwidth() / _WIDTH
     rows = [""]
     for field in made.split("|"):
-        if rows[-1] and len(rows[-1]) + len(field) > _SIGNATURE_WIDTH:
+        if rows[-1] and len(rows[-1]) + len(field) > width:
             rows.append("")
         rows[-1] += f"{field}|"
     text = "\n".join(rows)[:-1]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from toa_exp.budgets import Budgets
@@ -20,19 +21,20 @@ from toa_exp.engines.mixed import Mixed
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Reward
+from toa_exp.rewards.warmup import WarmUp, check_tau, warm_up_of
 from toa_exp.runner import Runner, Selection
-from toa_exp.sampler import Sampler
-from toa_exp.store import Store
+from toa_exp.sampler import Counts, Sampler
+from toa_exp.storage import Storage
 from toa_exp.tasks.base import Task
 from toa_exp.trajectory import Player
 
+if TYPE_CHECKING:
+    from toa_exp.runners.local import Local
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Job:
-    """Everything that a configuration describes.
-
-    `problems` is their number, `content` a digest of their ids, prompts and references.
-    """
+    """Everything that a configuration describes; `place` is where it runs."""
 
     task: Task
     engine: Engine
@@ -42,9 +44,23 @@ class Job:
     budgets: Budgets
     accountant: Accountant
     store: str
-    problems: int
-    content: str
+    place: Local
+    warm_up: WarmUp | None
     config: DictConfig
+    overrides: list[str]
+
+    @cached_property
+    def problems(self) -> int:
+        """How many problems there are. Raises BadInput where the task's data cannot be used."""
+        return self.task.count()
+
+    @cached_property
+    def content(self) -> str:
+        """A digest of the problems' ids, prompts and references."""
+        state = hashlib.blake2b(digest_size=8)
+        for problem in self.task.problems():
+            state.update(digest(encode(problem.id), encode(problem.prompt), encode(str(problem.reference))))
+        return state.hexdigest()
 
     @property
     def pools(self) -> dict[str, str]:
@@ -65,29 +81,40 @@ class Job:
             concurrency=config.concurrency,
         )
 
-    def sampler(self, store: Store) -> Sampler:
-        """The sampler of this job over an open store."""
+    def sampler(self, store: Storage, counts: Counts) -> Sampler:
+        """The sampler of this job over an open store; it counts in `counts`."""
         config = self.config
-        return Sampler(self.engine, self.reward, store, retries=config.retries, backoff=config.backoff)
+        sampler = Sampler(
+            self.engine, self.reward, store, retries=config.retries, backoff=config.backoff, counts=counts
+        )
+        sampler.scorer.first = self.warm_up
+        return sampler
 
 
-def assemble(config: DictConfig, overrides: list[str]) -> Job:
-    """Build what `config` describes; `overrides` are those of the command line. Raises BadInput."""
+def assemble(config: DictConfig, overrides: list[str], place: Local | None = None) -> Job:
+    """Build what `config` describes; `overrides` are those of the command line. Raises BadInput.
+
+    `place` stands in for the configuration's runner.
+    """
     _check_numbers(config)
-    task: Task = build(config.task, "task")
-    agents = agents_of(_plain(config.ensemble))
+    if place is None:
+        place = build(config.runner, "runner")
+    task = task_of(config)
+    agents = {name: _decided(agent, config) for name, agent in agents_of(_plain(config.ensemble)).items()}
     budgets = call(Budgets.of, _plain(config.budget), "budget")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     # A method given by _target_ alone still has the fields of the YAML that it replaces.
     replaced = "method._target_" in given
     keys = [str(key) for key in config.method if not replaced or f"method.{key}" in given]
     method = build_function(config.method, "method", keys)
-    reward: Reward = build(config.reward, "reward", task=task)
-    engines = _engines(config, agents)
-    _share_gpus([*engines, reward])
+    reward = place.reward(config, task)
+    engine = place.engine(config, agents)
+    _share_gpus([*getattr(engine, "engines", [engine]), reward])
+    tau = method.keywords.get("tau")
+    check_tau(tau, reward)
     return Job(
         task=task,
-        engine=engines[0] if len(engines) == 1 else Mixed(agents, engines),
+        engine=engine,
         reward=reward,
         method=method,
         selection=build_function(config.selection, "selection"),
@@ -99,27 +126,41 @@ def assemble(config: DictConfig, overrides: list[str]) -> Job:
             config.flops,
         ),
         store=config.store.path,
-        problems=task.count(),
-        content=_content(task),
+        place=place,
+        warm_up=warm_up_of(reward, task, _plain(config.warm_up) if config.get("warm_up") else None, tau),
         config=config,
+        overrides=overrides,
     )
 
 
-def _engines(config: DictConfig, agents: Mapping[str, Agent]) -> list[Engine]:
-    """The run's engine, beside those of `engines` where agents name them."""
-    nodes = {None: config.engine, **config.engines}
-    groups: dict[str | None, dict[str, Agent]] = {}
-    for name, agent in agents.items():
-        if agent.engine not in nodes:
-            raise BadInput(
-                f"agent {name!r} names engine {agent.engine!r}; engines has "
-                f"{', '.join(config.engines) or 'none'}. Add it: +engine@engines.{agent.engine}=<choice>"
-            )
-        groups.setdefault(agent.engine, {})[name] = agent
-    return [
-        build(nodes[name], f"engines.{name}" if name else "engine", agents=members)
-        for name, members in groups.items()
-    ]
+def task_of(config: DictConfig) -> Task:
+    """The run's task."""
+    task: Task = build(config.task, "task")
+    return task
+
+
+def engine_node(config: DictConfig, agent: Agent) -> DictConfig:
+    """The configuration of an agent's engine; raises BadInput for one that is not there."""
+    if agent.engine is not None and agent.engine not in config.engines:
+        raise BadInput(
+            f"agent {agent.name!r} names engine {agent.engine!r}; engines has "
+            f"{', '.join(config.engines) or 'none'}. Add it: +engine@engines.{agent.engine}=<choice>"
+        )
+    node: DictConfig = config.engine if agent.engine is None else config.engines[agent.engine]
+    return node
+
+
+def _decided(agent: Agent, config: DictConfig) -> Agent:
+    """The agent with what its engine's settings have to do with its samples, wherever the engine is."""
+    node = engine_node(config, agent)
+    target = node.get("_target_")
+    try:
+        deciding = getattr(get_object(target), "deciding", None) if target else None
+    except (ImportError, ValueError, AttributeError):
+        return agent  # which is told when the engine is built
+    if deciding is None:
+        return agent
+    return replace(agent, deciding=deciding(agent, _plain(node)))
 
 
 def _share_gpus(parts: Sequence[Engine | Reward]) -> None:
@@ -130,11 +171,18 @@ def _share_gpus(parts: Sequence[Engine | Reward]) -> None:
             part.join(planner.ground)
 
 
-def _content(task: Task) -> str:
-    state = hashlib.blake2b(digest_size=8)
-    for problem in task.problems():
-        state.update(digest(encode(problem.id), encode(problem.prompt), encode(str(problem.reference))))
-    return state.hexdigest()
+def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
+    """The run's engine, beside those of `engines` where agents name them."""
+    nodes: dict[str | None, DictConfig] = {}
+    groups: dict[str | None, dict[str, Agent]] = {}
+    for name, agent in agents.items():
+        nodes[agent.engine] = engine_node(config, agent)
+        groups.setdefault(agent.engine, {})[name] = agent
+    engines: list[Engine] = [
+        build(nodes[name], f"engines.{name}" if name else "engine", agents=members)
+        for name, members in groups.items()
+    ]
+    return engines[0] if len(engines) == 1 else Mixed(agents, engines)
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

@@ -15,14 +15,25 @@ from toa_exp import __version__
 from toa_exp.curves import Row, metrics_of, write_curve
 from toa_exp.draws import canonical, digest
 from toa_exp.errors import BadInput
+from toa_exp.redact import without_secrets
 from toa_exp.sampler import Counts
 from toa_exp.stats import LEVEL, RESAMPLES, SEED
 
 log = logging.getLogger(__name__)
 
 # What may differ between two runs of the same results.
-_IMMATERIAL = {"concurrency", "retries", "backoff", "tracking", "sweep_keys", "results", "store"}
-# How an endpoint is reached, and how often; see engines/openai.py.
+_IMMATERIAL = {
+    "concurrency",
+    "retries",
+    "backoff",
+    "tracking",
+    "sweep_keys",
+    "results",
+    "store",
+    "runner",
+    "warm_up",
+}
+# How an endpoint is reached, and how often; see engines/openai.py and rewards/http.py.
 _REACH = {
     "base_url",
     "key_env",
@@ -35,6 +46,7 @@ _REACH = {
     "pause",
     "longest_wait",
 }
+
 # Where models run, and how many at once; see engines/vllm.py and engines/turns.py.
 _PLACE = {
     "tensor_parallel_size",
@@ -74,7 +86,7 @@ def record(
         "pools": dict(pools),
         "configuration": digest(canonical({**material, "problems": problems})).hex()[:8],
     }
-    return {"run": run, **values}
+    return {"run": run, **values, "store": without_secrets(values["store"])}
 
 
 @contextlib.contextmanager
@@ -171,8 +183,11 @@ def _cell(row: Row, head: str) -> str:
 
 def _decides(key: str) -> bool:
     """Whether a key of the configuration, dotted, has a say in the results."""
-    group, _, name = key.partition(".")
-    reach = group in {"engine", "engines", "ensemble"} and name.rpartition(".")[2] in _REACH | _PLACE
+    group = key.partition(".")[0]
+    *above, last = key.split(".")
+    reach = (
+        group in {"ensemble", "reward"} or {"engine", "engines"} & set(above)
+    ) and last in _REACH | _PLACE
     return group not in _IMMATERIAL and not reach
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 REMOVED = "[removed]"
 
@@ -26,6 +27,7 @@ _SECRET_TEXT = re.compile(
     r"|\b(?i:bearer|basic) (?=\S*\d)[\w.~+/=-]{16,}",
     re.DOTALL,
 )
+_PASSWORD = re.compile(r"(\w+://[^:@/?#]*):(.*)(?=@)|(?<=[?&])password=([^&]*)&?")
 _LEAST = 12  # characters; a shorter value of a secret variable may well be a word of the config
 
 
@@ -71,3 +73,9 @@ def _secrets_of_environment() -> list[str]:
     """Values of the secret variables, longest first, so that none is removed only in part."""
     values = {value for name, value in os.environ.items() if _is_secret(name) and len(value) >= _LEAST}
     return sorted(values, key=len, reverse=True)
+
+
+def split_password(url: str) -> tuple[str, str | None]:
+    """A text with a database's URL without its password, and the password, None where it has none."""
+    found = [match[2] or match[3] for match in _PASSWORD.finditer(url)]
+    return _PASSWORD.sub(r"\1", url).rstrip("?&"), unquote(found[0]) if found and found[0] else None

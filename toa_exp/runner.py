@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
+from toa_exp.aio import in_order
 from toa_exp.budgets import Budgets
 from toa_exp.core import Problem, Reply
 from toa_exp.cost import Cost
@@ -21,10 +22,7 @@ from toa_exp.trajectory import Player, Step
 
 log = logging.getLogger(__name__)
 
-_AHEAD = 4  # times `concurrency`: how far finished problems may run ahead of one that is slow
-
 Selection = Callable[[Sequence[Reply], Canonical], int | None]
-_Queue = asyncio.Queue[tuple[Problem, "asyncio.Task[list[Outcome] | Unavailable]"] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +64,10 @@ class Observer(Protocol):
         """A problem is given up for now; rerunning the command tries it again."""
 
 
+Result = list[Outcome] | Unavailable
+"""The outcomes of a problem at all budgets, or why it has none for now."""
+
+
 class Runner:
     """Runs a method on all problems of a task.
 
@@ -92,38 +94,18 @@ class Runner:
 
     async def run(self, path: Path, observer: Observer) -> None:
         """Write a line a problem and budget to `path`, in the order of the problems."""
-        queue: _Queue = asyncio.Queue(self._concurrency * _AHEAD)
+        with path.open("w", encoding="utf-8") as file:
+            await self.solve(self._task.problems(), partial(write, file, observer))
+
+    async def solve(self, problems: Iterable[Problem], done: Callable[[Problem, Result], None]) -> None:
+        """Call `done` with what came of each problem, in the order given."""
+        await in_order(problems, self._result, done, self._concurrency)
+
+    async def _result(self, problem: Problem) -> Result:
         try:
-            with path.open("w", encoding="utf-8") as file:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._open_problems(group, queue))
-                    while (entry := await queue.get()) is not None:
-                        problem, solving = entry
-                        result = await solving
-                        if isinstance(result, Unavailable):
-                            observer.parked(problem.id, str(result))
-                        else:
-                            file.writelines(outcome.line() + "\n" for outcome in result)
-                            observer.outcomes(result)
-        except BaseExceptionGroup as group_of_errors:
-            raise group_of_errors.exceptions[0] from None
-
-    async def _open_problems(self, group: asyncio.TaskGroup, queue: _Queue) -> None:
-        """Start problems in order, as places become free; None ends the queue."""
-        slots = asyncio.Semaphore(self._concurrency)
-
-        async def work(problem: Problem) -> list[Outcome] | Unavailable:
-            try:
-                return await self._solve(problem)
-            except Unavailable as error:
-                return error
-            finally:
-                slots.release()
-
-        for problem in self._task.problems():
-            await slots.acquire()
-            await queue.put((problem, group.create_task(work(problem))))
-        await queue.put(None)
+            return await self._solve(problem)
+        except Unavailable as error:
+            return error
 
     async def _solve(self, problem: Problem) -> list[Outcome]:
         readings = await self._budgets.readings(self._player, problem, self._anytime)
@@ -141,3 +123,12 @@ class Runner:
             metrics = dict(await self._task.score(problem, replies[answer].text))
         rewards = [reply.reward for reply in replies if reply.failure is None]
         return Outcome(problem.id, budget, steps, answer, metrics, cost, max(rewards, default=None))
+
+
+def write(file: TextIO, observer: Observer, problem: Problem, result: Result) -> None:
+    """Write the lines of a problem, and tell the observer."""
+    if isinstance(result, Unavailable):
+        observer.parked(problem.id, str(result))
+    else:
+        file.writelines(outcome.line() + "\n" for outcome in result)
+        observer.outcomes(result)

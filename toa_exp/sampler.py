@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import math
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from random import Random
-from typing import Any, ParamSpec, TypeVar
 
 from toa_exp.core import Problem
-from toa_exp.draws import Draw, Sample, Score, ScoreKey, score_key
+from toa_exp.draws import Draw, Sample, Score
 from toa_exp.engines.base import Engine
-from toa_exp.errors import Permanent, Unavailable
+from toa_exp.patience import Once, Patience
 from toa_exp.rewards.base import Reward
-from toa_exp.store import Store
-
-log = logging.getLogger(__name__)
-Given = ParamSpec("Given")
-Value = TypeVar("Value")
+from toa_exp.scorer import Scorer
+from toa_exp.storage import Storage
 
 
 @dataclass(slots=True)
@@ -38,6 +29,11 @@ class Counts:
     failures: int = 0
     retries: int = 0
 
+    def add(self, other: Counts) -> None:
+        """Add what another process did."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 class Sampler:
     """Gives each trajectory its samples and scores, sharing them through the store.
@@ -46,21 +42,26 @@ class Sampler:
     `backoff` seconds at first and twice as long each time, up to a minute.
     """
 
-    def __init__(self, engine: Engine, reward: Reward, store: Store, *, retries: int, backoff: float) -> None:
-        self.counts = Counts()
+    def __init__(
+        self,
+        engine: Engine,
+        reward: Reward,
+        store: Storage,
+        *,
+        retries: int,
+        backoff: float,
+        counts: Counts | None = None,
+    ) -> None:
+        self.counts = counts or Counts()
         self.agent_digests = {
             name: store.register(agent.fingerprint()) for name, agent in engine.agents.items()
         }
         self.simulated = {name for name, agent in engine.agents.items() if agent.simulated}
         self._engine = engine
-        self._reward = reward
-        self._reward_digest = store.register(reward.fingerprint())
         self._store = store
-        self._retries = retries
-        self._backoff = backoff
-        self._jitter = Random(0)  # spreads retries over time; no result depends on it
-        self._answers: dict[bytes, asyncio.Future[tuple[Sample, Score | None]] | None] = {}
-        self._scores: dict[bytes, asyncio.Future[Score] | None] = {}
+        self._patience = Patience(retries, backoff, self._retried)
+        self._once: Once[tuple[Sample, Score | None]] = Once()
+        self.scorer = Scorer(reward, store, self._patience, self._scored)
 
     async def answer(self, draw: Draw) -> tuple[Sample, Score | None]:
         """The sample of a draw and its score, None for a failure, which has none.
@@ -70,7 +71,7 @@ class Sampler:
         counts = self.counts
         stored = await self._store.get_draw(draw)
         if stored is None:
-            sample, score = await self._once(self._answers, draw.key, self._draw, draw)
+            sample, score = await self._once(draw.key, self._draw, draw)
         else:
             counts.stored += 1
             sample, score = stored, await self._score(draw.problem, stored)
@@ -80,7 +81,7 @@ class Sampler:
         return sample, score
 
     async def _draw(self, draw: Draw) -> tuple[Sample, Score | None]:
-        made = await self._patiently(self._engine.sample, draw)
+        made = await self._patience(self._engine.sample, draw)
         self.counts.drawn += 1
         # As the store will give it back: lone surrogates fit in no file.
         if not made.text.isascii():
@@ -96,73 +97,10 @@ class Sampler:
         return sample, score
 
     async def _score(self, problem: Problem, sample: Sample) -> Score | None:
-        if sample.failure is not None:
-            return None
-        key = score_key(self._reward_digest, problem, sample.text)
-        score = await self._store.get_score(key)
-        if score is None:
-            score = await self._once(self._scores, key.digest, self._judge, problem, sample.text, key)
-        return score
+        return None if sample.failure is not None else await self.scorer(problem, sample.text)
 
-    async def _judge(self, problem: Problem, text: str, key: ScoreKey) -> Score:
-        made = await self._patiently(self._reward.score, problem, text)
+    def _scored(self) -> None:
         self.counts.scored += 1
-        # As the store will give it back: no integer, no negative zero.
-        score = Score(float(made.reward) + 0.0, int(made.tokens), float(made.seconds) + 0.0)
-        if not math.isfinite(score.reward):
-            raise Permanent(f"the reward gave {score.reward} for an answer to problem {problem.id!r}")
-        return await self._store.put_score(key, score)
 
-    async def _once(
-        self,
-        under_way: dict[bytes, asyncio.Future[Value] | None],
-        key: bytes,
-        make: Callable[Given, Awaitable[Value]],
-        *given: Given.args,
-        **named: Given.kwargs,
-    ) -> Value:
-        """What `make` gives; whoever asks for the same key meanwhile is given the same."""
-        if key in under_way:
-            future = under_way[key]
-            if future is None:
-                future = under_way[key] = asyncio.get_running_loop().create_future()
-            return await asyncio.shield(future)
-        under_way[key] = None  # few are asked for twice: who asks first makes the future
-        try:
-            value = await make(*given, **named)
-        except BaseException as error:
-            future = under_way.pop(key)
-            if future is not None:
-                _fail(future, error)
-            raise
-        future = under_way.pop(key)
-        if future is not None:
-            future.set_result(value)
-        return value
-
-    async def _patiently(
-        self, ask: Callable[Given, Awaitable[Value]], *given: Given.args, **named: Given.kwargs
-    ) -> Value:
-        """The answer of `ask`, tried again after Unavailable."""
-        for attempt in range(self._retries + 1):
-            try:
-                return await ask(*given, **named)
-            except Permanent:
-                raise
-            except Unavailable as error:
-                if attempt == self._retries:
-                    raise
-                wait = min(60.0, self._backoff * 2**attempt) * (0.5 + self._jitter.random())
-                self.counts.retries += 1
-                log.warning("%s; trying again in %.1f s", error, wait)
-                await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    """Give those who wait for a future the error that ended its making."""
-    if isinstance(error, Exception):
-        future.set_exception(error)
-        future.exception()  # seen: those who wait may have been cancelled
-    else:
-        future.cancel()
+    def _retried(self) -> None:
+        self.counts.retries += 1

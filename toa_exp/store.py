@@ -1,7 +1,8 @@
 """The store: every sample and every score that was ever made, in one SQLite file.
 
 Rows are written once and never changed: the first write of a key wins, and a writer that lost is
-given the winner's row. Several processes on one machine may share the file.
+given the winner's row. Several processes on one machine may share the file; what several machines
+may share is in `toa_exp.postgresql`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from toa_exp.draws import Draw, Sample, Score, ScoreKey, canonical, digest
+from toa_exp.draws import Draw, Sample, Score, ScoreKey
 from toa_exp.errors import StoreError
+from toa_exp.storage import Storage
 from toa_exp.tables import APPLICATION, DRAWS, SCHEMA, SCORES, VERSION, Table
 
 _WAIT = 60.0  # seconds to wait for another process's commit
 _PROBLEMS_KEPT = 512  # in memory; what is known of others is looked up again
-_blob = bytearray  # sqlite3 binds it as it is; for bytes it searches for an adapter, which takes longer
 Value = TypeVar("Value")
 
 
@@ -52,16 +53,20 @@ class _Write:
     stored: asyncio.Future[Any]
 
 
-class Store:
-    """Draws and scores by key.
+class Store(Storage):
+    """Draws and scores by key, in a file.
 
     Writes of one turn of the event loop are committed together, so a kill loses milliseconds of
     work. Raises StoreError where the file is damaged, foreign, locked for a minute, or the disk is
     full; such a file is never written to.
     """
 
+    KIND: ClassVar[str] = "file"
+    ENTRY: ClassVar[str] = "draws.rowid"
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.name = str(path)
         self._pending: list[_Write] = []
         self._problems: dict[str, _Known] = {}
         self._version = 0  # of the data: others' commits change it
@@ -125,58 +130,39 @@ class Store:
             f"copy, salvage it with `sqlite3 {self.path} .recover`, or choose another store.path"
         )
 
-    def register(self, fingerprint: Mapping[str, Any]) -> bytes:
-        """Remember what an agent or a reward is; returns the digest that its rows carry."""
-        text = canonical(fingerprint)
-        key = digest(text)
-        with self._errors():
-            self._db.execute(
-                "INSERT INTO fingerprints (digest, json) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (key, text.decode()),
-            )
-        return key
-
     async def get_draw(self, draw: Draw) -> Sample | None:
         """The sample that the store holds for a draw, or None."""
         return self._get(DRAWS, draw.problem.id, draw.key)
 
-    def put_draw(self, draw: Draw, sample: Sample) -> Awaitable[Sample]:
-        """Put a sample into the next commit; awaited, what the store then holds under the draw's key."""
-        usage = sample.usage
-        values = (
-            _blob(draw.key),
-            _blob(draw.agent),
-            _blob(draw.prompt),
-            draw.occurrence,
-            draw.seed,
-            sample.text,
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            sample.seconds,
-            sample.failure,
-        )
-        return self._put(DRAWS, draw.problem.id, draw.key, values, sample)
-
     async def get_score(self, key: ScoreKey) -> Score | None:
         """The score stored under `key`, or None."""
         return self._get(SCORES, key.problem, key.digest)
-
-    def put_score(self, key: ScoreKey, score: Score) -> Awaitable[Score]:
-        """Put a score into the next commit; awaited, what the store then holds under the key."""
-        digests = map(_blob, (key.digest, key.content, key.reward, key.text))
-        values = (*digests, score.reward, score.tokens, score.seconds)
-        return self._put(SCORES, key.problem, key.digest, values, score)
 
     def rows(self, query: str, values: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """The rows of a query, one at a time."""
         with self._errors():
             yield from self._db.execute(query, values)
 
+    def size(self) -> int:
+        """Bytes of the file."""
+        ((size,),) = self.rows("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+        return int(size)
+
+    def faults(self) -> Iterator[str]:
+        """What SQLite finds wrong with the file."""
+        return (row[0] for row in self.rows("PRAGMA integrity_check") if row[0] != "ok")
+
     def close(self) -> None:
         """Commit what is pending and close the file."""
         self._flush()
         with self._errors():
             self._db.close()
+
+    def _register(self, key: bytes, text: str) -> None:
+        with self._errors():
+            self._db.execute(
+                "INSERT INTO fingerprints (digest, json) VALUES (?, ?) ON CONFLICT DO NOTHING", (key, text)
+            )
 
     def _get(self, table: Table[Value], problem: str, key: bytes) -> Value | None:
         try:

@@ -1,6 +1,8 @@
 """Models that cannot be loaded: the message names the owner, the model and the mend."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -126,3 +128,30 @@ def test_models_may_be_loaded_by_several_threads_at_once(tmp_path: Path) -> None
         ]
     for load in loads:
         assert all(bool(p.isfinite().all()) for p in load.result().parameters())
+
+
+_FIRST_USES = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+from toa_exp.engines import loading
+found = []
+def read():
+    found.append(loading.load_tokenizer(sys.argv[1], None, "reward"))
+def decode():
+    loading.import_libraries()
+    from toa_exp.engines.decoding import Decoder
+    found.append(Decoder)
+threads = [threading.Thread(target=work) for work in (read, decode)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(found) == 2
+"""
+
+
+def test_libraries_may_first_be_used_by_several_threads_at_once(tmp_path: Path) -> None:
+    """transformers imports its modules late, and half of one may be seen by another thread."""
+    folder = causal_model(tmp_path)
+    used = subprocess.run(
+        [sys.executable, "-c", _FIRST_USES, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert used.returncode == 0, used.stderr

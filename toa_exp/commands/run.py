@@ -7,10 +7,10 @@ are in results/<experiment>/<task>/<ensemble>/<method>/seed=<n>/.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +28,6 @@ from toa_exp.metrics.pooled import pools_of
 from toa_exp.progress import Progress
 from toa_exp.runner import Outcome
 from toa_exp.sampler import Counts
-from toa_exp.store import Store
 from toa_exp.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -48,6 +47,7 @@ def _run(config: DictConfig) -> None:
     names = labels(config, hydra)
     folder = Path(hydra.runtime.output_dir)
     job = assemble(config, list(hydra.overrides.task))
+    log.info("%d problems", job.problems)
     record = records.record(config, hydra.runtime.choices, names, job.content, job.pools)
     with records.exclusive(folder), Tracker(config.tracking, folder, record) as tracker:
         records.warn_of_changes(folder, record)
@@ -56,12 +56,13 @@ def _run(config: DictConfig) -> None:
         if partial.stat().st_size:  # where nothing came of it, earlier results stay
             rows = watch.curve.rows()
             records.publish(folder, partial, record, rows)
-            print(records.table(rows, record, folder, watch.counts, watch.notes))
+            print(records.table(rows, record, folder, watch.counts, report(job.engine)))
             tracker.curve(rows)
             tracker.outputs()
             tracker.figures(lambda: figures(folder, "flops", None, folder / "figures"))
-        for note in watch.notes:
-            log.info("%s", note)
+        watch.warn()
+        for line in report(job.engine):
+            log.info("%s", line)
         log.info("done: %s", watch.counts)
         if watch.reasons:
             raise _incomplete(watch.reasons, job.problems)
@@ -73,8 +74,9 @@ class _Watch:
     def __init__(self, curve: Curve, progress: Progress, counts: Counts) -> None:
         self.curve = curve
         self.counts = counts
-        self.notes: list[str] = []
         self.reasons: dict[str, str] = {}
+        self.samples: Counter[str] = Counter()
+        self.failures: Counter[tuple[str, str]] = Counter()
         self._progress = progress
 
     def outcomes(self, outcomes: list[Outcome]) -> None:
@@ -83,6 +85,11 @@ class _Watch:
             self.curve.add(outcome)
             if outcome.answer is None:
                 self._give_up(outcome.problem, _why(outcome))
+        for step in outcomes[-1].steps:  # the longest of the searches, which stands for all
+            agent, failure = step.reply.request.agent, step.reply.failure
+            self.samples[agent] += 1
+            if failure is not None:
+                self.failures[agent, failure] += 1
         self._progress.advance()
 
     def parked(self, problem: str, reason: str) -> None:
@@ -91,34 +98,42 @@ class _Watch:
         self._give_up(problem, reason)
         self._progress.advance()
 
+    def warn(self) -> None:
+        """Name the agents some of whose samples failed."""
+        for (agent, failure), number in self.failures.items():
+            mend = f": {_MENDS[failure]}" if failure in _MENDS else ""
+            log.warning(
+                "agent %r: %d of %d samples failed (%s)%s", agent, number, self.samples[agent], failure, mend
+            )
+
     def _give_up(self, problem: str, reason: str) -> None:
         if problem not in self.reasons:
             log.warning("problem %s has no answer: %s", problem, reason)
         self.reasons.setdefault(problem, reason)
 
 
+_MENDS = {
+    "context_window": "the prompt is over the context window: choose models with a longer one, or leave the "
+    "problem out (task.ids)",
+    "content_filter": "the endpoint filters it: choose another, or leave the problem out (task.ids)",
+}
+
+
 def _why(outcome: Outcome) -> str:
     if not outcome.steps:
         return f"a budget of {outcome.budget:g} does not pay for one sample"
-    kinds = sorted({str(step.reply.failure) for step in outcome.steps})
-    return f"at budget {outcome.budget:g} every sample failed ({', '.join(kinds)})"
+    kinds = sorted({(step.reply.request.agent, str(step.reply.failure)) for step in outcome.steps})
+    failures = ", ".join(f"agent {agent!r} ({failure})" for agent, failure in kinds)
+    mends = [_MENDS[failure] for failure in sorted({failure for _, failure in kinds}) if failure in _MENDS]
+    return "; ".join([f"at budget {outcome.budget:g} every sample failed: {failures}", *mends])
 
 
 async def _carry_out(job: Job, path: Path, names: Mapping[str, str]) -> _Watch:
-    # Samples make many objects and no cycles: a tenth of the time goes if all are looked through so often.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-    async with AsyncExitStack() as held:
-        for part in (job.engine, job.reward, job.task):
-            held.push_async_callback(part.close)
-        store = held.enter_context(closing(Store(job.store)))
-        sampler = job.sampler(store)
-        label = f"{names['task']} {names['method']} {names['seed']}"
-        progress = held.enter_context(closing(Progress(job.problems, label, sampler.counts)))
-        curve = Curve(names["method"], job.budgets.values, pools_of(job.pools))
-        watch = _Watch(curve, progress, sampler.counts)
-        await job.runner(sampler).run(path, watch)
-        watch.notes = report(job.engine)
+    counts = Counts()
+    label = f"{names['task']} {names['method']} {names['seed']}"
+    with closing(Progress(job.problems, label, counts)) as progress:
+        watch = _Watch(Curve(names["method"], job.budgets.values, pools_of(job.pools)), progress, counts)
+        await job.place.run(job, path, watch, counts)
     return watch
 
 

@@ -1,7 +1,7 @@
 """Look into the store: toa-exp store stats|export|verify.
 
 stats counts draws, tokens and scores by agent and reward. export writes every draw with its scores
-as JSON Lines. verify checks the file's structure and recomputes every key from its fields.
+as JSON Lines. verify checks the store's structure and recomputes every key from its fields.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, TextIO
 from omegaconf import DictConfig
 
 from toa_exp.app import launch, positional
-from toa_exp.draws import digest, draw_key, encode
-from toa_exp.errors import BadInput, StoreError, choose
-from toa_exp.store import Store
+from toa_exp.draws import decode, digest, draw_key, encode
+from toa_exp.errors import StoreError, choose
+from toa_exp.storage import Storage, open_existing
 
 
 def main(arguments: list[str]) -> int:
@@ -29,12 +29,7 @@ def _store(config: DictConfig) -> None:
     actions = {"stats": _stats, "export": _export, "verify": _verify}
     if config.action not in actions:
         raise choose("action", config.action, list(actions))
-    path = Path(config.store.path)
-    if not path.is_file():
-        raise BadInput(
-            f"there is no store at {path}; give store.path=<file>, or results=<folder of the runs>"
-        )
-    store = Store(path)
+    store = open_existing(config.store.path)
     try:
         if config.out is None:
             actions[config.action](store, sys.stdout)
@@ -45,11 +40,10 @@ def _store(config: DictConfig) -> None:
         store.close()
 
 
-def _stats(store: Store, out: TextIO) -> None:
+def _stats(store: Storage, out: TextIO) -> None:
     """Counts by agent and by reward model, as a table."""
-    problems, size = next(store.rows("SELECT (SELECT count(*) FROM problems), page_count * page_size FROM "
-                                     "pragma_page_count, pragma_page_size"))  # fmt: skip
-    print(f"{store.path}: {problems} problems, {size / 1e6:.1f} MB", file=out)
+    ((problems,),) = store.rows("SELECT count(*) FROM problems")
+    print(f"{store.name}: {problems} problems, {store.size() / 1e6:.1f} MB", file=out)
     names = _fingerprints(store)
     print(
         f"{'draws':>10} {'failed':>8} {'prompt tok.':>12} {'compl. tok.':>12} {'seconds':>10}  agent",
@@ -69,21 +63,22 @@ def _stats(store: Store, out: TextIO) -> None:
         print(f"{scores:10} {tokens:12} {seconds:10.1f}  {names[reward]}", file=out)
 
 
-def _export(store: Store, out: TextIO) -> None:
+def _export(store: Storage, out: TextIO) -> None:
     """One JSON line a draw, problem by problem in the order they were first met."""
     names = {key: json.loads(text) for key, text in _fingerprints(store).items()}
     query = (
         "SELECT number, id, key, agent, prompt, occurrence, seed, text, prompt_tokens, completion_tokens, "
-        "seconds, failure FROM draws JOIN problems ON number = problem ORDER BY number, draws.rowid"
+        f"seconds, failure FROM draws JOIN problems ON number = problem ORDER BY number, {store.ENTRY}"
     )
     current, scores = None, {}
     for number, problem, key, agent, prompt, occurrence, seed, text, *rest in store.rows(query):
         if number != current:
             current, scores = number, _scores(store, number, names)
         prompt_tokens, completion_tokens, seconds, failure = rest
+        text = decode(text)
         line = {
             "draw": key.hex(),
-            "problem": problem,
+            "problem": decode(problem),
             "agent": names[agent],
             "prompt": prompt.hex(),
             "occurrence": occurrence,
@@ -98,7 +93,7 @@ def _export(store: Store, out: TextIO) -> None:
         out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _scores(store: Store, problem: int, names: dict[bytes, Any]) -> dict[bytes, list[dict[str, Any]]]:
+def _scores(store: Storage, problem: int, names: dict[bytes, Any]) -> dict[bytes, list[dict[str, Any]]]:
     """The scores of a problem by the digest of the text."""
     scores: dict[bytes, list[dict[str, Any]]] = {}
     query = "SELECT text, reward_model, reward, tokens FROM scores WHERE problem = ? ORDER BY key"
@@ -107,20 +102,19 @@ def _scores(store: Store, problem: int, names: dict[bytes, Any]) -> dict[bytes, 
     return scores
 
 
-def _verify(store: Store, out: TextIO) -> None:
-    """Check the file's structure and every key; raises StoreError with what does not fit."""
-    faults = [row[0] for row in store.rows("PRAGMA integrity_check") if row[0] != "ok"]
-    faults += _wrong_draws(store)
+def _verify(store: Storage, out: TextIO) -> None:
+    """Check the store's structure and every key; raises StoreError with what does not fit."""
+    faults = [*store.faults(), *_wrong_draws(store)]
     faults += _wrong_scores(store)
     if faults:
         shown = "".join(f"\n  {fault}" for fault in faults[:20])
-        raise StoreError(f"{store.path} has {len(faults)} faults:{shown}")
+        raise StoreError(f"{store.name} has {len(faults)} faults:{shown}")
     draws, scores = next(store.rows("SELECT (SELECT count(*) FROM draws), (SELECT count(*) FROM scores)"))
     counts = f"{draws} draws and {scores} scores"
-    print(f"{store.path}: the file is sound, and the keys of {counts} fit their fields", file=out)
+    print(f"{store.name}: the {store.KIND} is sound, and the keys of {counts} fit their fields", file=out)
 
 
-def _wrong_draws(store: Store) -> Iterator[str]:
+def _wrong_draws(store: Storage) -> Iterator[str]:
     known = _fingerprints(store)
     query = (
         "SELECT id, key, agent, prompt, occurrence, seed FROM draws LEFT JOIN problems ON number = problem"
@@ -128,11 +122,11 @@ def _wrong_draws(store: Store) -> Iterator[str]:
     for problem, key, agent, prompt, occurrence, seed in store.rows(query):
         if problem is None or agent not in known:
             yield f"draw {key.hex()} has no problem or no agent"
-        elif draw_key(problem, agent, prompt, occurrence, seed) != key:
-            yield f"draw {key.hex()} of problem {problem!r} does not have the key of its fields"
+        elif draw_key(decode(problem), agent, prompt, occurrence, seed) != key:
+            yield f"draw {key.hex()} of problem {decode(problem)!r} does not have the key of its fields"
 
 
-def _wrong_scores(store: Store) -> Iterator[str]:
+def _wrong_scores(store: Storage) -> Iterator[str]:
     known = _fingerprints(store)
     for key, content, model, text in store.rows("SELECT key, content, reward_model, text FROM scores"):
         if model not in known:
@@ -141,5 +135,5 @@ def _wrong_scores(store: Store) -> Iterator[str]:
             yield f"score {key.hex()} does not have the key of its fields"
 
 
-def _fingerprints(store: Store) -> dict[bytes, str]:
+def _fingerprints(store: Storage) -> dict[bytes, str]:
     return dict(store.rows("SELECT digest, json FROM fingerprints"))

@@ -41,14 +41,25 @@ class Connection:
     @property
     def urls(self) -> list[str]:
         """The base URLs, each once, without a slash at the end."""
-        given = [self.base_url] if isinstance(self.base_url, str) else self.base_url or []
-        return list(dict.fromkeys(url.rstrip("/") for url in given))
+        return urls_of(self.base_url)
 
     def fields(self, agent: Agent) -> dict[str, Any]:
         """What every request of an agent says; all that decides its samples, and no more."""
         sampling = {key: agent.sampling[key] for key in ("temperature", "top_p") if key not in self.omit}
         extra = agent.sampling.get("extra_body", {})
         return {"model": agent.model, **sampling, self.token_limit: agent.sampling["max_tokens"], **extra}
+
+
+def urls_of(base_url: str | list[str] | None) -> list[str]:
+    """One URL or several, each once, without a slash at the end."""
+    given = [base_url] if isinstance(base_url, str) else base_url or []
+    return list(dict.fromkeys(url.rstrip("/") for url in given))
+
+
+def connection_of(agent: Agent, engine: Mapping[str, Any]) -> Connection:
+    """How an agent is reached by a configured engine=openai, whose further fields are left out."""
+    names = Connection.__dataclass_fields__
+    return connect(agent, {name: engine[name] for name in names if name in engine})
 
 
 def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
@@ -69,7 +80,7 @@ def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
             f"options.base_url"
         )
     for url in connection.urls:
-        _check_url(url, whose)
+        check_url(url, whose)
     _check_omitted(connection, agent)
     _check_extra(agent)
     return connection
@@ -100,7 +111,8 @@ def _check_extra(agent: Agent) -> None:
             )
 
 
-def _check_url(text: str, whose: str) -> None:
+def check_url(text: str, whose: str) -> None:
+    """Raise BadInput for what is no base URL, or holds a secret that would end up in logs."""
     try:
         url = URL(text)
         host = url.host
@@ -119,9 +131,8 @@ def _check_url(text: str, whose: str) -> None:
         raise BadInput(f"{whose}: base_url={text!r} must end before /chat/completions")
 
 
-def key_of(name: str | None, agent: Agent) -> str | None:
+def key_of(name: str | None, whose: str) -> str | None:
     """The key in an environment variable; no error shows it. Raises BadInput where it is not set."""
-    whose = f"agent {agent.name!r}"
     if name is None:
         return None
     key = os.environ.get(name, "").strip()

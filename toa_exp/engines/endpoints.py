@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from toa_exp.errors import Permanent, Unavailable
+from toa_exp.errors import BadInput, Permanent, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,14 @@ class Limits:
     most: int
     pause: float
     longest_wait: float
+    owner: str = "engine"  # whose fields they are, for errors
+
+    @classmethod
+    def of(cls, what: str, start: int, most: int, pause: float, longest_wait: float) -> Limits:
+        """The limits as the fields of `what` give them; raises BadInput for numbers that cannot be."""
+        if not 1 <= start <= most:
+            raise BadInput(f"{what}.start={start} and {what}.most={most}: give 1 <= start <= most")
+        return cls(start, most, pause, longest_wait, what)
 
 
 @dataclass(slots=True, eq=False)
@@ -218,10 +226,10 @@ async def enter(endpoints: Sequence[Endpoint], timeout: float) -> Visit:
         return min(free, key=lambda endpoint: endpoint.load).begin(now, timeout)
     reasons = [endpoint.given_up(now) for endpoint in endpoints]
     if all(reasons):
-        longest = endpoints[0].limits.longest_wait
+        limits = endpoints[0].limits
         raise Permanent(
-            f"{endpoints[0].url} {reasons[0]}, more than engine.longest_wait={longest:g}; run again when "
-            f"it is there, or allow for more"
+            f"{endpoints[0].url} {reasons[0]}, more than {limits.owner}.longest_wait="
+            f"{limits.longest_wait:g}; run again when it is there, or allow for more"
         )
     waiter = _Waiter(endpoints, timeout)
     for endpoint in endpoints:

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
 # While it loads, transformers switches off the initialisation of weights for all threads, and two models
-# loaded at once may find tied weights missing. It also imports its parts as they are needed, and so does
-# vLLM: two threads that do so at once may find modules half made.
+# loaded at once may find tied weights missing. vLLM uses it too.
 ONE_AT_A_TIME = threading.RLock()
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -58,17 +57,31 @@ def device_of(device: str) -> torch.device:
     return chosen
 
 
-def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
-    """The tokenizer of a model, which must have a chat template; raises BadInput."""
+def import_libraries() -> None:
+    """Import all that models need; a thread that works with them calls this first.
+
+    The modules of transformers import each other when they are first asked for something, and two
+    threads that do so at once may find them half made.
+    """
+    with ONE_AT_A_TIME:
+        import torch  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+        import toa_exp.engines.decoding  # noqa: F401
+
+
+def load_tokenizer(model: str, revision: str | None, whose: str, *, chat: bool = True) -> Any:
+    """The tokenizer of a model, which must have a template where it is for `chat`; raises BadInput."""
+    import_libraries()
+    from transformers import AutoTokenizer
+
     where = _folder_or_id(model)
     try:
         with ONE_AT_A_TIME:
-            from transformers import AutoTokenizer
-
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
         raise _unusable(whose, model, "tokenizer", error) from error
-    if not tokenizer.chat_template:
+    if chat and not tokenizer.chat_template:
         raise BadInput(
             f"{whose}: the tokenizer of {model!r} has no chat template. Use a model trained for chat, or "
             f"put chat_template.jinja beside its tokenizer.json"
@@ -78,11 +91,12 @@ def load_tokenizer(model: str, revision: str | None, whose: str) -> Any:
 
 def generation_config(model: str, revision: str | None, whose: str) -> Any:
     """How a model is generated from by default; what its config says where it has no such file."""
+    import_libraries()
+    from transformers import AutoConfig, GenerationConfig
+
     where = _folder_or_id(model)
     try:
         with ONE_AT_A_TIME:
-            from transformers import AutoConfig, GenerationConfig
-
             try:
                 return GenerationConfig.from_pretrained(where, revision=revision or "main")
             except OSError:
@@ -109,23 +123,24 @@ def text_of(tokenizer: Any, tokens: list[int]) -> str:
 
 
 def load_model(
-    family: str, model: str, revision: str | None, device: torch.device, dtype: str, whose: str
+    family: str | type, model: str, revision: str | None, device: torch.device, dtype: str, whose: str
 ) -> Any:
-    """A model on `device`, ready to run; `family` is the transformers class to load it with.
+    """A model on `device`, ready to run; `family` is the class to load it with, or its name in transformers.
 
     `dtype` "auto" is float32 on a CPU and the checkpoint's own on CUDA. Raises BadInput where the
     weights are missing, damaged or of another shape than the config says, and Unavailable where the
     device has no memory left for them.
     """
+    import_libraries()
     import torch
+    import transformers
 
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     try:
         with ONE_AT_A_TIME, _quiet():
-            import transformers
-
-            loaded, info = getattr(transformers, family).from_pretrained(
+            kind: Any = getattr(transformers, family) if isinstance(family, str) else family
+            loaded, info = kind.from_pretrained(
                 _folder_or_id(model),
                 revision=revision,
                 dtype=dtype,
@@ -221,7 +236,7 @@ def render(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bo
 def token_ids(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bool) -> list[int]:
     """The tokens of a chat, as `render` words it; raises BadInput where there are none."""
     text = render(tokenizer, messages, whose, reply=reply)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise BadInput(f"{whose}: its chat template makes no tokens of the messages; mend the template")
     return ids

@@ -18,7 +18,7 @@ class Mixed:
 
     def __init__(self, agents: Mapping[str, Agent], engines: Sequence[Engine]) -> None:
         self.agents = agents
-        self._engines = engines
+        self.engines = engines
         self._by_agent = {name: engine for engine in engines for name in engine.agents}
 
     async def sample(self, draw: Draw) -> Sample:
@@ -27,10 +27,10 @@ class Mixed:
 
     def report(self) -> list[str]:
         """What the engines have to say of how they ran."""
-        return [line for engine in self._engines for line in report(engine)]
+        return [line for engine in self.engines for line in report(engine)]
 
     async def close(self) -> None:
         """Close every engine, also where another one fails to."""
         async with AsyncExitStack() as held:
-            for engine in self._engines:
+            for engine in self.engines:
                 held.push_async_callback(engine.close)

@@ -219,6 +219,7 @@ class _Lane:
     """A model with its batch."""
 
     def __init__(self, agent: Agent, device: str, dtype: str, **limits: int) -> None:
+        loading.import_libraries()
         from toa_exp.engines.decoding import Decoder
 
         whose = f"agent {agent.name!r}"

@@ -20,6 +20,16 @@ from toa_exp.engines.vllm_settings import Settings, sampling_of
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, Unavailable, choose
 
+_SHARED = [
+    "dtype",
+    "quantization",
+    "max_model_len",
+    "tensor_parallel_size",
+    "max_num_seqs",
+    "prefix_caching",
+    "arguments",
+]
+
 
 class _Served:
     """A model with its process and tokenizer; `agent` is the first of those that use it.
@@ -106,6 +116,7 @@ class Vllm:
         self._residents = check_residents(residents)
         self._patience = patience
         self._level = sleep_level
+        self._said: list[str] = []
         self._settings = {name: _settings(agent, shared) for name, agent in agents.items()}
         self.agents = {
             name: replace(agent, deciding=self._settings[name].deciding()) for name, agent in agents.items()
@@ -120,6 +131,11 @@ class Vllm:
         self._served: dict[str, _Served] = {}
         self.ground = Ground(gpus, gpu_memory_utilization, self._residents)
         self.ground.add(self.models)
+
+    @staticmethod
+    def deciding(agent: Agent, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What has a say in an agent's samples, where the engine has these fields of its YAML."""
+        return _settings(agent, {name: fields[name] for name in _SHARED if name in fields}).deciding()
 
     def join(self, ground: Ground) -> None:
         """Be planned together with what else is on `ground`. Raises BadInput where the terms differ."""
@@ -149,6 +165,7 @@ class Vllm:
 
     async def close(self) -> None:
         """End all engines."""
+        self._said = self.report()
         opening, self._opening = self._opening, None
         served, self._served = self._served, {}
         if opening is None:
@@ -163,9 +180,9 @@ class Vllm:
                     held.push_async_callback(several.close)
 
     def report(self) -> list[str]:
-        """What there is to say of time sharing, as long as the engine is open."""
+        """What there is to say of time sharing."""
         if self._opening is None or not self._opening.done() or self._opening.exception() is not None:
-            return []
+            return self._said
         return [turns.report() for turns in dict.fromkeys(self._opening.result().values())]
 
     async def _opened(self) -> Mapping[str, Turns]:

@@ -85,6 +85,18 @@ class LabTask:
             solution = domain.solution(parts, [part.answer(rng) for part in parts])
             yield Problem(str(number), prompt, domain.final(solution))
 
+    def pairs(self) -> Iterator[tuple[Problem, str, str]]:
+        """Problems, each with a right answer and with the same one with slips in every part."""
+        for problem in self.problems():
+            parts = self._domain.parse(problem.prompt)
+            rng = Random(f"pairs/{problem.prompt}")
+            right, wrong = (
+                [make(rng) for make in makes]
+                for makes in ([part.answer for part in parts], [part.slip for part in parts])
+            )
+            solution = self._domain.solution
+            yield problem, solution(parts, right), solution(parts, wrong)
+
     def render(self, problem: Problem, template: str, drafts: Sequence[str]) -> list[Message]:
         """The chat messages of a template of the task's prompts."""
         return self._prompts.render(problem, template, drafts)

@@ -5,49 +5,46 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from toa_exp.draws import Message
 from toa_exp.engines import loading
 from toa_exp.errors import BadInput
-from toa_exp.rewards.model import ModelReward, Source, load, precise
+from toa_exp.rewards.base import Range
+from toa_exp.rewards.model import ModelReward, Source, SourceFields, load, precise
 
 
 class Classifier(ModelReward):
     """The output of a model of the kind AutoModelForSequenceClassification, higher is better.
 
-    It reads the problem's prompt as the user's message and the text as the assistant's, in the chat
-    template of its tokenizer. `label` picks one output of several; the other fields are those of
-    `rewards.model.Source`. A folder that is not there raises BadInput at once.
+    It reads the problem's prompt as the user's message and the text as the assistant's, behind the
+    message `system` where there is one, in the chat template of its tokenizer. `label` picks one output
+    of several and `range` says where most scores lie; the other fields are those of
+    `rewards.model.Source`. Qwen2.5-Math-RM is one too. A folder that is not there raises BadInput at once.
     """
 
     def __init__(
         self,
         *,
-        model: str,
-        revision: str | None = None,
         label: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        max_batch: int = 16,
-        max_length: int | None = None,
-        architecture: Mapping[str, Any] | None = None,
+        system: str | None = None,
+        range: list[float] | None = None,
         task: object = None,
+        **source: Unpack[SourceFields],
     ) -> None:
-        source = Source(model, revision, device, dtype, max_batch, max_length, architecture)
-        source.check()
-        self.shape = source.shape(output_head=False)
         self._label = label
-        super().__init__(source, self._reader)
+        self._system = system
+        super().__init__(Source(**source), self._reader, range=Range.of(range))
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """The content of the folder, or hub id and revision; and the label where one is picked."""
-        picked = {} if self._label is None else {"label": self._label}
-        return {"reward": "classifier", **self._source.fingerprint(), **picked}
+        """The content of the folder, or hub id and revision; label and system message where given."""
+        settings = {"label": self._label, "system": self._system}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return {"reward": "classifier", **self._source.fingerprint(), **given}
 
     def _reader(self, source: Source) -> tuple[_Reader, Any, Any]:
         tokenizer, model = load(source, "AutoModelForSequenceClassification")
-        return _Reader(tokenizer, model, self._label, source.model), model, tokenizer
+        return _Reader(tokenizer, model, self._label, self._system, source.model), model, tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +55,9 @@ class _Chat:
 class _Reader:
     """One forward pass over the chats, padded on the tokenizer's side."""
 
-    def __init__(self, tokenizer: Any, model: Any, label: int | None, name: str) -> None:
+    def __init__(self, tokenizer: Any, model: Any, label: int | None, system: str | None, name: str) -> None:
         self._tokenizer = tokenizer
+        self._system = system
         self._model = model
         self._config = model.config.get_text_config()
         self._pad = self._config.pad_token_id
@@ -68,7 +66,8 @@ class _Reader:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def encode(self, prompt: str, text: str) -> _Chat:
-        return _Chat(loading.token_ids(self._tokenizer, chat_of(prompt, text), "reward", reply=False))
+        chat = chat_of(prompt, text, self._system)
+        return _Chat(loading.token_ids(self._tokenizer, chat, "reward", reply=False))
 
     def rewards(self, chats: Sequence[_Chat]) -> list[float]:
         pad = self._pad
@@ -99,13 +98,17 @@ class _Reader:
             given["position_ids"] = (given["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
             logits = self._model(**given).logits
+        if logits.dim() == 3:  # at every token: that of the last one counts
+            ends = given["attention_mask"].cumsum(-1).argmax(-1)
+            logits = logits[torch.arange(len(ends), device=ends.device), ends]
         rewards: list[float] = precise(logits[:, self._label]).tolist()
         return rewards
 
 
-def chat_of(prompt: str, text: str) -> list[Message]:
+def chat_of(prompt: str, text: str, system: str | None) -> list[Message]:
     """The chat that is scored."""
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    return [*opening, {"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
 
 
 def label_of(label: int | None, count: int, model: str) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Unpack
 
-from toa_exp.rewards.model import ModelReward, Source, load, precise
+from toa_exp.rewards.model import ModelReward, Source, SourceFields, load, padded, precise
 from toa_exp.rewards.steps import Scale, StepChat, StepEncoder
 from toa_exp.tree import normalise
 
@@ -28,26 +28,17 @@ class Likelihood(ModelReward):
     def __init__(
         self,
         *,
-        model: str,
         separator: str = "\n",
         slope: float = 1.5,
         offset: float = 2.0,
         unit: str = "probability",
         scale: float = 1.0,
-        revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        max_batch: int = 16,
-        max_length: int | None = None,
-        architecture: Mapping[str, Any] | None = None,
         task: object = None,
+        **source: Unpack[SourceFields],
     ) -> None:
-        source = Source(model, revision, device, dtype, max_batch, max_length, architecture)
-        source.check()
-        self.shape = source.shape(output_head=True)
         self._scale = Scale(unit, scale)
         self._separator, self._slope, self._offset = separator, slope, offset
-        super().__init__(source, self._reader)
+        super().__init__(Source(**source), self._reader, output_head=True, range=self._scale.range)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The model, and how steps are found and weighed."""
@@ -74,13 +65,10 @@ class _Reader:
     def rewards(self, chats: Sequence[StepChat]) -> list[float]:
         import torch
 
-        width = max(len(chat.ids) for chat in chats)
-        ids = torch.tensor([chat.ids + [0] * (width - len(chat.ids)) for chat in chats])
-        mask = torch.tensor([[1] * len(chat.ids) + [0] * (width - len(chat.ids)) for chat in chats])
-        ids, device = ids.to(self._model.device), self._model.device
+        given = padded([chat.ids for chat in chats], self._model.device)
         with torch.inference_mode():
-            logits = self._model(input_ids=ids, attention_mask=mask.to(device)).logits
-            logs = precise(logits[:, :-1]).log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            logits = self._model(**given).logits
+            logs = precise(logits[:, :-1]).log_softmax(-1).gather(2, given["input_ids"][:, 1:, None])[..., 0]
         # A running sum, so that a step is the difference of two of its entries; place p is token p + 1.
         sums = torch.nn.functional.pad(logs.double().cumsum(1), (1, 0)).cpu()
         return [self._reward(chat, row.tolist()) for chat, row in zip(chats, sums, strict=True)]

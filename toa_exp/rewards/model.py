@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict
 
 from toa_exp.batching import Batcher
 from toa_exp.core import Problem
@@ -21,11 +21,24 @@ from toa_exp.engines.packing import Model
 from toa_exp.engines.sizes import size_of
 from toa_exp.ensemble import folder_digest, model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
+from toa_exp.rewards.base import Range
 
 if TYPE_CHECKING:
     import torch
 
 DECIMALS = 6  # of a score: beyond them batching shows, in float64 too since norms compute in float32
+
+
+class SourceFields(TypedDict, total=False):
+    """The fields of `Source`, as rewards take them among their keywords."""
+
+    model: Required[str]
+    revision: str | None
+    device: str
+    dtype: str
+    max_batch: int
+    max_length: int | None
+    architecture: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +93,22 @@ class Reader(Protocol):
 
 
 class ModelReward:
-    """A reward by a model that reads the problem and the answer as a chat; loaded for the first score."""
+    """A reward by a model that reads the problem and the answer; loaded for the first score.
 
-    def __init__(self, source: Source, load: Callable[[Source], tuple[Reader, Any, Any]]) -> None:
+    `load` gives a reader with its model and tokenizer. Raises BadInput for a source that cannot be run.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        load: Callable[[Source], tuple[Reader, Any, Any]],
+        *,
+        output_head: bool = False,
+        range: Range | None = None,
+    ) -> None:
+        source.check()
+        self.shape: Architecture | None = source.shape(output_head=output_head)
+        self.range = range
         self._source = source
         self._load = load
         self._loaded: tuple[Reader, Any, float] | None = None
@@ -108,6 +134,7 @@ class ModelReward:
         self._loaded = None
 
     def _score(self, pairs: list[tuple[str, str]]) -> list[Score | Permanent]:
+        loading.import_libraries()
         import torch
 
         if self._loaded is None:
@@ -171,11 +198,29 @@ def precise(values: torch.Tensor) -> torch.Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def load(source: Source, family: str) -> tuple[Any, Any]:
-    """Tokenizer and model; `family` is the class of transformers to load it with."""
-    tokenizer = loading.load_tokenizer(source.model, source.revision, "reward")
+def load(source: Source, family: str | type, *, chat: bool = True) -> tuple[Any, Any]:
+    """Tokenizer and model.
+
+    `family` is the class of transformers to load it with, but for the models that `rewards.architectures`
+    has. The tokenizer must have a template where it is for `chat`.
+    """
+    tokenizer = loading.load_tokenizer(source.model, source.revision, "reward", chat=chat)
+    from toa_exp.rewards.architectures import PUBLISHED
+
+    names = model_config(source.model, source.revision, "reward").get("architectures") or []
+    kind: str | type = next((PUBLISHED[name] for name in names if name in PUBLISHED), family)
     place = loading.device_of(source.device)
-    return tokenizer, loading.load_model(family, source.model, source.revision, place, source.dtype, "reward")
+    return tokenizer, loading.load_model(kind, source.model, source.revision, place, source.dtype, "reward")
+
+
+def padded(chats: Sequence[Sequence[int]], device: Any) -> dict[str, torch.Tensor]:
+    """Token ids, padded on the right, which no causal model sees, and their attention mask."""
+    import torch
+
+    width = max(map(len, chats))
+    ids = torch.tensor([[*chat, *[0] * (width - len(chat))] for chat in chats], device=device)
+    mask = torch.tensor([[1] * len(chat) + [0] * (width - len(chat)) for chat in chats], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _window(max_length: int | None, config: Any, tokenizer: Any) -> float:

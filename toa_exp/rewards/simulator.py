@@ -10,6 +10,7 @@ from toa_exp.core import Problem
 from toa_exp.cost import Architecture, architecture
 from toa_exp.draws import Score, digest, encode
 from toa_exp.engines.simulator import quality_of
+from toa_exp.rewards.base import Range
 
 _NORMAL = NormalDist()
 
@@ -20,6 +21,8 @@ class SimulatedReward:
     `tokens_per_second` gives the seconds; a text of c characters counts as c / 4 tokens.
     `architecture` (fields of a config.json) is what its FLOPs are counted from, None for none.
     """
+
+    warms_up = False  # it reads simulated answers alone
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class SimulatedReward:
         self._scale = scale
         self._speed = tokens_per_second
         self.shape: Architecture | None = _shape(architecture)
+        self.range = Range(-4.0 * scale, 4.0 * scale)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Noise and scale."""

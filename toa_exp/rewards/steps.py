@@ -9,6 +9,8 @@ from typing import Any
 
 from toa_exp.engines import loading
 from toa_exp.errors import BadInput, choose
+from toa_exp.rewards.base import Range
+from toa_exp.tree import normalise
 
 UNITS = ["probability", "log_odds"]
 _NEAREST = 1e-6  # to 0 and 1 that a probability counts as, so that log-odds are finite
@@ -27,6 +29,12 @@ class Scale:
         if self.scale <= 0:
             raise BadInput(f"reward.scale={self.scale} must be above 0")
 
+    @property
+    def range(self) -> Range:
+        """Where the scores lie; of log-odds those of probabilities from 0.02 to 0.98."""
+        low, high = (0.0, 1.0) if self.unit == "probability" else (-4.0, 4.0)
+        return Range(self.scale * low, self.scale * high)
+
     def __call__(self, probability: float) -> float:
         """The score that stands for a probability."""
         if self.unit == "probability":
@@ -34,14 +42,42 @@ class Scale:
         inside = min(max(probability, _NEAREST), 1.0 - _NEAREST)
         return self.scale * math.log(inside / (1.0 - inside))
 
+    def of_log_odds(self, value: float) -> float:
+        """The score that stands for a probability of these log-odds."""
+        return self.scale * (normalise(value, 1.0) if self.unit == "probability" else value)
+
 
 @dataclass(frozen=True, slots=True)
 class StepChat:
-    """Token ids of a chat; the answer begins at `start`, and `ends` are the last tokens of its steps."""
+    """Token ids of a chat; the answer begins at `start`, and `ends` is where its steps are read."""
 
     ids: list[int]
     start: int
     ends: list[int]
+
+
+def compiled(separator: str) -> re.Pattern[str]:
+    """The regular expression that ends a step; raises BadInput where it is none."""
+    try:
+        return re.compile(separator)
+    except re.error as error:
+        raise BadInput(f"reward.separator={separator!r} is no regular expression: {error}") from error
+
+
+def check_fast(tokenizer: Any) -> None:
+    """Raise BadInput for a tokenizer that does not tell where in a text its tokens are."""
+    if not tokenizer.is_fast:
+        raise BadInput("reward: its tokenizer tells no positions; a fast tokenizer (tokenizer.json) does")
+
+
+def token_places(offsets: list[tuple[int, int]], ends: list[int]) -> list[int]:
+    """The tokens that hold the last characters before `ends`, which rise."""
+    places, place = [], 0
+    for end in ends:
+        while place + 1 < len(offsets) and offsets[place + 1][0] < end:
+            place += 1
+        places.append(place)
+    return places
 
 
 class StepEncoder:
@@ -52,12 +88,8 @@ class StepEncoder:
     """
 
     def __init__(self, tokenizer: Any, separator: str) -> None:
-        if not tokenizer.is_fast:
-            raise BadInput("reward: its tokenizer tells no positions; a fast tokenizer (tokenizer.json) does")
-        try:
-            self._separator = re.compile(separator)
-        except re.error as error:
-            raise BadInput(f"reward.separator={separator!r} is no regular expression: {error}") from error
+        check_fast(tokenizer)
+        self._separator = compiled(separator)
         self._tokenizer = tokenizer
 
     def __call__(self, prompt: str, text: str) -> StepChat:
@@ -77,10 +109,5 @@ class StepEncoder:
         if text and (not breaks or breaks[-1] < stop):
             breaks.append(stop)
         offsets = encoded["offset_mapping"]
-        ends, place = [], 0
-        for end in breaks:
-            while place + 1 < len(offsets) and offsets[place + 1][0] < end:
-                place += 1
-            ends.append(place)
         first = next((n for n, (_, end) in enumerate(offsets) if end > start), len(offsets))
-        return StepChat(encoded["input_ids"], first, ends)
+        return StepChat(encoded["input_ids"], first, token_places(offsets, breaks))

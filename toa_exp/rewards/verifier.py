@@ -9,6 +9,7 @@ from toa_exp.core import Problem
 from toa_exp.cost import Architecture
 from toa_exp.draws import Score
 from toa_exp.errors import BadInput, choose
+from toa_exp.rewards.base import Range
 from toa_exp.tasks.base import Task
 
 
@@ -16,6 +17,8 @@ class Verifier:
     """1.0 for a right answer and 0.0 for a wrong one, by the metric `metric` of the task."""
 
     shape: Architecture | None = None
+    range = Range(0.0, 1.0)
+    warms_up = False  # it cannot be wrong
 
     def __init__(self, *, metric: str, task: Task) -> None:
         self._metric = metric

@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from toa_exp.core import Problem
+from toa_exp.cost import Architecture
 from toa_exp.draws import Score
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import Model
+from toa_exp.engines.packing import Model, Plan
 from toa_exp.engines.vllm_process import Process, Recipe
 from toa_exp.engines.vllm_settings import Settings
-from toa_exp.errors import Permanent
+from toa_exp.ensemble import model_config
+from toa_exp.errors import BadInput, Permanent
+from toa_exp.rewards.base import Range
 from toa_exp.rewards.classifier import chat_of, label_of
 from toa_exp.rewards.model import DECIMALS, Source, too_long
 
@@ -26,10 +29,10 @@ class VllmClassifier:
     """The scores of `rewards.classifier.Classifier`, from a process of vLLM's that batches continuously.
 
     The model is read with its own number of outputs, without the logistic function or softmax that
-    vLLM would put behind. `model`, `revision`, `label`, `max_length` and `architecture` are those of
-    the classifier; the others those of `engines.vllm_settings.Settings`. Beside engine=vllm the model
-    is placed on GPUs together with the agents. Its scores agree with the classifier's up to rounding,
-    and count as the same.
+    vLLM would put behind. `model`, `revision`, `label`, `system`, `range`, `max_length` and `architecture`
+    are those of the classifier; the others those of `engines.vllm_settings.Settings`. Beside engine=vllm
+    the model is placed on GPUs together with the agents. Its scores agree with the classifier's up to
+    rounding, and count as the same.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class VllmClassifier:
         model: str,
         revision: str | None = None,
         label: int | None = None,
+        system: str | None = None,
+        range: list[float] | None = None,
         max_length: int | None = None,
         architecture: Mapping[str, Any] | None = None,
         dtype: str = "auto",
@@ -51,7 +56,8 @@ class VllmClassifier:
     ) -> None:
         self._source = Source(model, revision, max_length=max_length, architecture=architecture)
         self._source.check()
-        self.shape = self._source.shape(output_head=False)
+        self.shape: Architecture | None = self._source.shape(output_head=False)
+        self.range = Range.of(range)
         given = {
             "dtype": dtype,
             "quantization": quantization,
@@ -64,6 +70,7 @@ class VllmClassifier:
         }
         self._settings = Settings.of({}, given, "reward", "reward")
         self._label = label
+        self._system = system
         self._thread = ThreadPoolExecutor(1)
         self._tokenizer: Any = None
         self._ground = Ground()
@@ -82,9 +89,10 @@ class VllmClassifier:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """That of the classifier; and the quantisation, where there is one of vLLM's."""
-        picked = {} if self._label is None else {"label": self._label}
+        settings = {"label": self._label, "system": self._system}
+        given = {name: value for name, value in settings.items() if value is not None}
         made = {k: v for k, v in self._settings.deciding().items() if k not in ("dtype", "max_model_len")}
-        return {"reward": "classifier", **self._source.fingerprint(), **picked, **made}
+        return {"reward": "classifier", **self._source.fingerprint(), **given, **made}
 
     async def score(self, problem: Problem, text: str) -> Score:
         """The score of one text; its tokens are all that the model read."""
@@ -118,8 +126,8 @@ class VllmClassifier:
                 await process.close()
 
     async def _open(self) -> Process:
-        plan = await asyncio.to_thread(self._ground.plan)
         settings, source = self._settings, self._source
+        plan = await asyncio.to_thread(self._plan)
         recipe = Recipe(
             _NAME,
             source.model,
@@ -129,7 +137,21 @@ class VllmClassifier:
         )
         return Process(recipe, self._ground, None if plan is None else plan.seats[_NAME])
 
+    def _plan(self) -> Plan | None:
+        """The plan; raises BadInput for a model that is no plain sequence classifier."""
+        loading.import_libraries()
+        from toa_exp.rewards.architectures import PUBLISHED
+
+        names = model_config(self._source.model, self._source.revision, _NAME).get("architectures") or []
+        for name in names:
+            if name in PUBLISHED or not name.endswith("ForSequenceClassification"):
+                raise BadInput(
+                    f"reward: {self._source.model!r} is a {name}, and reward=vllm_classifier runs models "
+                    f"ForSequenceClassification; choose reward=classifier, or the reward made for it"
+                )
+        return self._ground.plan()
+
     def _read(self, prompt: str, text: str) -> list[int]:
         if self._tokenizer is None:
             self._tokenizer = loading.load_tokenizer(self._source.model, self._source.revision, _NAME)
-        return loading.token_ids(self._tokenizer, chat_of(prompt, text), _NAME, reply=False)
+        return loading.token_ids(self._tokenizer, chat_of(prompt, text, self._system), _NAME, reply=False)

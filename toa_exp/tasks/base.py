@@ -13,7 +13,11 @@ from toa_exp.metrics.base import Metric
 
 
 class Task(Protocol):
-    """Problems, the wording of requests, and how an answer is judged."""
+    """Problems, the wording of requests, and how an answer is judged.
+
+    It may have a method `pairs` that gives problems, each with a good and a bad answer, as rewards are
+    tried on (rewards/warmup.py); else its references are taken.
+    """
 
     def count(self) -> int:
         """How many problems there are. Raises BadInput where the data cannot be used."""

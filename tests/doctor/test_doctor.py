@@ -1,0 +1,245 @@
+"""toa-exp doctor: one line each, and the mend."""
+
+import json
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_endpoint import Answer, Asked, completion, refusal, serving
+from helpers import cli
+from remote import KEY, SHAPE
+from tiny_models import causal_model, classifier_model
+
+from toa_exp.commands import doctor as command
+from toa_exp.doctor import machine, memory
+from toa_exp.doctor.findings import Findings
+from toa_exp.ensemble import Agent
+from toa_exp.errors import ToaError
+
+Doctor = Callable[..., tuple[int, list[str], str]]
+LOCAL = ["task=jsonl", "engine=transformers", "reward=verifier", "ensemble.sampling.max_tokens=16"]
+REMOTE = ["task=jsonl", "engine=openai", "reward=verifier", "ensemble=simulated"]
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Doctor:
+    """The command in this process: exit status, lines and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def run(*arguments: str) -> tuple[int, list[str], str]:
+        capfd.readouterr()
+        try:
+            status = command.main(list(arguments))
+        except ToaError as error:
+            status = error.exit_status
+            print(error, file=sys.stderr)
+        said = capfd.readouterr()
+        return status, said.out.splitlines(), said.err
+
+    return run
+
+
+def only(lines: list[str], level: str) -> list[str]:
+    return [line for line in lines if line.startswith(level)]
+
+
+def agents(**members: str) -> str:
+    return "ensemble.agents={" + ",".join(f"{name}:{{{text}}}" for name, text in members.items()) + "}"
+
+
+def test_a_configuration_that_works(doctor, questions, tmp_path):
+    wide = {"max_position_embeddings": 2048}
+    model, reward = causal_model(tmp_path / "ash", **wide), classifier_model(tmp_path / "reward", **wide)
+    status, lines, errors = doctor(
+        *LOCAL, f"task.path={questions}", agents(ash=f"model:{model}"),
+        "reward=classifier", f"reward.model={reward}",
+    )  # fmt: skip
+    assert status == 0 and not only(lines, "FAIL"), errors
+    text = "\n".join(lines)
+    for part in ("versions: toa-exp", "GPU", "task: 12 problems", "GiB of weights (agent 'ash'"):
+        assert part in text
+    for part in ("FLOPs of agent 'ash'", "chat template of agent 'ash': renders direct, refine, aggregate"):
+        assert part in text
+    assert "agent 'ash': answered" in text and "reward: scored an answer" in text
+    assert not (tmp_path / "results").exists()  # nothing is stored
+
+
+def broken(tmp_path: Path, what: str) -> str:
+    if what == "no folder":
+        return "/no/where"
+    if what == "no template":
+        return str(causal_model(tmp_path / "model", chat=False))
+    return str(causal_model(tmp_path / "model", max_position_embeddings=32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no folder", "there is no folder '/no/where'"),
+        ("no template", "has no chat template. Use a model trained for chat"),
+        ("small window", "reads 32 at most, so that its samples fail (context_window)"),
+    ],
+)
+def test_what_is_wrong_with_a_local_agent_is_named_with_its_mend(doctor, what, message, questions, tmp_path):
+    model = broken(tmp_path, what)
+    given = [*LOCAL, f"task.path={questions}", agents(ash=f"model:{model},architecture:{SHAPE}")]
+    status, lines, _ = doctor(*given)
+    (line,) = only(lines, "FAIL")
+    assert status == 1 and "agent 'ash'" in line and message in line
+    result = cli("run", *given, "method=parallel", "budget.samples=2", "task.limit=1", cwd=tmp_path)
+    assert result.returncode in (1, 2) and "agent 'ash'" in result.stderr
+    if what == "small window":
+        assert "every sample failed: agent 'ash' (context_window)" in result.stderr
+        assert "choose models with a longer one" in result.stderr
+    else:
+        assert message in result.stderr
+
+
+class Service:
+    """An endpoint that knows one model and one key."""
+
+    def __call__(self, asked: Asked) -> Answer:
+        if asked.headers.get("authorization") != f"Bearer {KEY}":
+            return refusal(f"Incorrect API key provided: {asked.headers.get('authorization')}", 401)
+        if asked.path.endswith("/models"):
+            return Answer({"object": "list", "data": [{"id": "good"}]})
+        if asked.body["model"] == "plain":
+            return refusal("default chat template is no longer allowed, so you must provide a chat template")
+        if asked.body["model"] != "good":
+            return refusal(f"The model `{asked.body['model']}` does not exist.", 404)
+        if len(asked.body["messages"][0]["content"]) > 400:
+            return refusal("This model's maximum context length is 64 tokens. However, your prompt is longer")
+        return Answer(completion("Answer: 4"))
+
+
+def remote(url: str, model: str = "good", key: str = "MY_PROVIDER") -> list[str]:
+    return [*REMOTE, f"engine.base_url={url}", f"engine.key_env={key}",
+            agents(ash=f"model:{model},architecture:{SHAPE}")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({}, []),
+        ({"model": "other"}, ["agent 'ash' at http", "does not know model 'other'", "/models"]),
+        ({"model": "plain"}, ["agent 'ash' at http", "no chat template", "--chat-template"]),
+        ({"key": "WRONG_KEY"}, ["agent 'ash'", "refuses access", "environment variable WRONG_KEY"]),
+        ({"key": "NO_KEY"}, ["agent 'ash'", "NO_KEY is empty or not set", "export NO_KEY=<key>"]),
+        ({"long": True}, ["agent 'ash'", "context window"]),
+    ],
+)
+def test_what_is_wrong_with_an_endpoint_is_named_with_its_mend(
+    doctor, given, parts, questions, tmp_path, monkeypatch
+):
+    given = dict(given)
+    if given.pop("long", False):
+        questions.write_text(json.dumps({"id": "q0", "prompt": "why? " * 200, "reference": "4"}) + "\n")
+    wrong = "sk-another-key-9876543210"
+    keys = {"MY_PROVIDER": KEY, "WRONG_KEY": wrong}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    with serving(Service()) as server:
+        arguments = [*remote(server.url, **given), f"task.path={questions}"]
+        status, lines, errors = doctor(*arguments)
+        run = cli("run", *arguments, "method=parallel", "budget.samples=2", "task.limit=1", "backoff=0.01",
+                  cwd=tmp_path)  # fmt: skip
+    failures = "\n".join(only(lines, "FAIL"))
+    assert (status, run.returncode == 0) == (int(bool(parts)), not parts), errors + run.stderr
+    for part in parts:
+        assert part in failures and (part in run.stderr or "long" in part)
+    said = failures + errors + run.stdout + run.stderr + "\n".join(lines)
+    assert KEY not in said and wrong not in said
+    if not parts:
+        assert "key of agent 'ash': $MY_PROVIDER is set (its value is not shown)" in "\n".join(lines)
+        assert f"endpoint {server.url}: reachable, has 'good'" in "\n".join(lines)
+
+
+def test_an_endpoint_that_is_not_there_and_flops_that_are_not_known(doctor, questions, tmp_path):
+    with serving(Service()) as server:
+        pass
+    secret = agents(ash="model:./secret-model")
+    given = [*remote(server.url, key="null"), secret, f"task.path={questions}"]
+    status, lines, _ = doctor(*given)
+    failures = "\n".join(only(lines, "FAIL"))
+    assert status == 1 and "cannot be reached" in failures and "toa-exp serve" in failures
+    assert "FLOPs of agent 'ash'" in failures and "`architecture`, a folder, a hub id" in failures
+    run = cli("run", *given, cwd=tmp_path)
+    assert run.returncode == 2 and "agent 'ash'" in run.stderr and "`architecture`" in run.stderr
+
+
+def test_the_reward_is_asked_too(doctor, questions, tmp_path):
+    with serving(lambda _: Answer(b'{"score": NaN}')) as server:
+        url = server.url.removesuffix("/v1")
+        status, lines, _ = doctor(
+            "ensemble=simulated", "task=jsonl", f"task.path={questions}", "reward=http",
+            "reward.model=m", f"reward.base_url={url}",
+        )  # fmt: skip
+    assert status == 1 and "no finite score" in only(lines, "FAIL")[0]
+
+
+def test_a_configuration_that_cannot_be_read_is_bad_input(doctor, tmp_path):
+    for wrong in ("method=tao", "ensemble.agents={a:{modle:x}}", "budget.unit=hours"):
+        status, lines, errors = doctor(wrong)
+        assert status == 2 and errors and not lines
+
+
+def test_a_sweep_is_looked_at_once(doctor, tmp_path):
+    status, lines, errors = doctor("-m", "method=toa,parallel", "seed=0,1")
+    assert status == 0, errors
+    assert len(lines) == len(set(lines)) and sum("versions" in line for line in lines) == 1
+
+
+def weights(folder: Path, parameters: int) -> str:
+    """A model folder whose only file says how many parameters it has."""
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [parameters], "data_offsets": [0, 2 * parameters]}})
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    return str(folder)
+
+
+@pytest.mark.parametrize(("free", "level"), [(100.0, "OK"), (17.0, "WARN"), (15.0, "FAIL")])
+def test_models_are_weighed_against_the_memory_that_is_free(free, level, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: ("cuda:0", int(free * 2**30)))
+    said: list[str] = []
+    engine = {"device": "auto", "dtype": "auto"}
+    one = Agent("ash", weights(tmp_path / "a", 4 * 2**30), None, {})
+    two = Agent("elm", weights(tmp_path / "b", 2 * 2**30), None, {}, options={"dtype": "float32"})
+    models = [memory.Weights.of_agent(agent, engine) for agent in (one, two)]
+    memory.check_memory(Findings(said.append), models)
+    (line,) = said
+    assert line.startswith(level) and "16.00 GiB of weights (agent 'ash' 8.00, agent 'elm' 8.00)" in line
+
+
+def test_memory_of_the_machine_is_known():
+    place, free = machine.free_memory("cpu")
+    assert place == "the CPU" and free > 2**20
+
+
+def test_a_plan_for_the_gpus_stands_for_the_memory_check():
+    class Planner:
+        """An engine that plans, as engine=vllm does; `rows` None where there is no GPU."""
+
+        def __init__(self, rows: str | None) -> None:
+            self.ground = self
+            self._rows = rows
+
+        def plan(self) -> object:
+            if self._rows == "full":
+                raise ToaError("ash does not fit: it needs a GPU of 80 GiB")
+            return self if self._rows else None
+
+        def table(self) -> str:
+            return str(self._rows)
+
+    said: list[str] = []
+    findings = Findings(said.append)
+    assert memory.check_plan(findings, [object(), Planner("model  GPU\nash    0")])
+    assert said == ["OK   memory: model GPU; ash 0"]
+    assert not memory.check_plan(findings, [Planner(None)]) and not memory.check_plan(findings, [])
+    assert memory.check_plan(findings, [Planner("full")])
+    assert said[1:] == ["FAIL memory: ash does not fit: it needs a GPU of 80 GiB"]

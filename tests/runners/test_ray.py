@@ -1,0 +1,140 @@
+"""Runs on a Ray cluster: the same bytes as on one machine, whatever dies on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import cli, lines
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+# Simulated agents that take their time, and note which process drew what, and whether it was stored before.
+SLOW_AGENTS = """
+import asyncio, os
+from toa_exp.engines.simulator import Simulator
+from toa_exp.storage import open_store
+
+class Slow(Simulator):
+    def __init__(self, agents, *, where: str):
+        super().__init__(agents)
+        self._store = open_store(where)
+
+    async def sample(self, draw):
+        ((stored,),) = self._store.rows("SELECT count(*) FROM draws WHERE key = ?", (draw.key,))
+        with open("drawn", "a") as file:
+            file.write(f"{os.getpid()} {draw.request.agent} {draw.key.hex()} {stored}\\n")
+        await asyncio.sleep(draw.key[0] / 2000)
+        return await super().sample(draw)
+"""
+RUN = ["run", "task=simulated", "task.problems=60", "method=toa", "budget.samples=[6,12]", "concurrency=4",
+       "tracking.mode=disabled", "backoff=0.1"]  # fmt: skip
+RESULTS = Path("results/default/simulated/simulated/toa/seed=0")
+
+
+@pytest.fixture
+def cluster():
+    """Two nodes for the work, and a head that does none."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.work = [made.add_node(num_cpus=2), made.add_node(num_cpus=2)]
+    yield made
+    made.shutdown()
+
+
+def results(folder):
+    return {name: (folder / RESULTS / name).read_bytes() for name in ("trajectories.jsonl", "curve.csv")}
+
+
+def drawn(folder):
+    path = folder / "drawn"
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for(process, folder, draws):
+    while len(drawn(folder)) < draws:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def test_an_actor_and_a_node_may_die(cluster, request, tmp_path, kind):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert cli(*RUN, cwd=whole).returncode == 0
+    where = str(killed / "store.sqlite")
+    if kind == "postgresql":
+        where = request.getfixturevalue("postgres").database()
+    (killed / "slow_agents.py").write_text(SLOW_AGENTS)
+    command = [
+        *RUN, "engine._target_=slow_agents.Slow", "+engine.where=${store.path}", f"store.path={where}",
+        "runner=ray", f"runner.address={cluster.address}", "runner.workers=4", "runner.shard=5",
+        "runner.agent.replicas=0", "runner.agents={cedar:{replicas:2}}",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toa_exp", *command],
+        cwd=killed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(process, killed, 60)
+    actor = next(int(pid) for pid, agent, *_ in drawn(killed) if agent == "cedar")
+    os.kill(actor, signal.SIGKILL)
+    wait_for(process, killed, 200)
+    cluster.remove_node(cluster.work[1], allow_graceful=False)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "an actor died" in err and "another takes it over" in err
+    assert results(killed) == results(whole)
+    assert {stored for *_, stored in drawn(killed)} == {"0"}  # nothing that was stored was drawn again
+    assert "s3cret" not in err + (killed / RESULTS / "config.yaml").read_text()
+    assert cli("store", "verify", f"store.path={where}", cwd=killed).returncode == 0
+
+
+def test_models_as_actors(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    run = [
+        "run", "task=lab_math", "ensemble=lab", "~ensemble.agents.cleo", "~ensemble.agents.dan",
+        "task.problems=6", "budget.samples=[4]", "method=toa", "tracking.mode=disabled",
+    ]  # fmt: skip
+    spread, alone = tmp_path / "spread", tmp_path / "alone"
+    spread.mkdir()
+    alone.mkdir()
+    result = cli(*run, "runner=ray", "runner.workers=2", "runner.shard=2", cwd=spread)
+    assert result.returncode == 0, result.stderr
+    (path,) = spread.rglob("trajectories.jsonl")
+    written = path.read_bytes()
+    again = cli(*run, cwd=spread)
+    assert "; 0 samples drawn" in again.stdout and path.read_bytes() == written
+    assert cli(*run, cwd=alone).returncode == 0
+    (other,) = alone.rglob("trajectories.jsonl")
+    found = [
+        [
+            [(sample["draw"], sample["reward"]) for sample in line["samples"]]
+            for line in lines(one.read_text())
+        ]
+        for one in (path, other)
+    ]
+    assert found[0] == found[1]  # the seconds, which are measured, differ
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["runner.agent.num_gpus=64"], "no room for agent 'cedar'"),
+        (["runner.agents={cedra:{replicas:2}}"], "Did you mean 'cedar'?"),
+        (["runner.agent.num_gpu=1"], "Allowed: num_cpus, num_gpus, replicas, resources"),
+        (["runner.workers=0"], "runner.workers=0 must be at least 1"),
+        (["runner.address=127.0.0.1:1"], "there is no Ray cluster at '127.0.0.1:1'"),
+        (["ensemble.agents.cedar.options.skill=high"], "skill"),
+    ],
+)
+def test_bad_input(options, message, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    result = cli(*RUN, "runner=ray", *options, cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,143 @@
+"""Look whether a run would work: toa-exp doctor <overrides of toa-exp run>.
+
+Versions, GPUs, memory, endpoints, keys, chat templates, and one tiny answer of each agent and score of
+the reward, each on a line of its own, OK, WARN or FAIL, with what to do. Nothing is stored. Exit status
+0 where nothing fails, 1 otherwise, 2 for a configuration that cannot be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from toa_exp.app import launch
+from toa_exp.budgets import Budgets
+from toa_exp.build import build, build_function, call
+from toa_exp.core import Problem
+from toa_exp.doctor.agents import check_answer, check_endpoints, check_flops, check_template
+from toa_exp.doctor.findings import Findings
+from toa_exp.doctor.machine import check_gpus, check_versions
+from toa_exp.doctor.memory import Weights, check_memory, check_plan
+from toa_exp.draws import Message
+from toa_exp.ensemble import Agent, agents_of
+from toa_exp.errors import ToaError
+from toa_exp.job import engine_node
+from toa_exp.rewards.base import Reward
+from toa_exp.tasks.base import Task
+
+_OPENAI = "toa_exp.engines.openai.OpenAI"
+_TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
+_VLLM = "toa_exp.engines.vllm.Vllm"
+_TEMPLATES = {"direct": 0, "refine": 1, "aggregate": 2}  # with how many drafts
+_STAND_IN = Problem("doctor", "What is 2 + 2?", "4")
+
+
+def main(arguments: list[str]) -> int:
+    """The command's exit status."""
+    findings = Findings(lambda line: print(line, flush=True))
+
+    def examine(config: DictConfig) -> None:
+        asyncio.run(_examine(config, findings))
+
+    status = launch(examine, "doctor", arguments, "doctor")
+    return max(status, int(findings.failed > 0))
+
+
+async def _examine(config: DictConfig, findings: Findings) -> None:
+    """All checks, the cheap ones first; one that fails keeps no other from being made."""
+    agents = agents_of(_plain(config.ensemble))
+    engines = {name: engine_node(config, agent) for name, agent in agents.items()}
+    call(Budgets.of, _plain(config.budget), "budget")
+    build_function(config.method, "method")
+    build_function(config.selection, "selection")
+    check_versions(findings)
+    check_gpus(findings)
+    task, problem, chats = _task(config, findings)
+    _memory(config, findings, agents, engines, task)
+    text: str | None = None
+    for name, agent in agents.items():
+        check_flops(findings, agent)
+        if await _usable(findings, agent, engines[name], chats, problem):
+            sample = await check_answer(findings, agent, engines[name], chats["direct"], problem)
+            if sample is not None and text is None:
+                text = sample.text
+    await _reward(config, findings, task, problem, text)
+    if task is not None:
+        await task.close()
+
+
+def _memory(
+    config: DictConfig,
+    findings: Findings,
+    agents: Mapping[str, Agent],
+    engines: Mapping[str, DictConfig],
+    task: Task | None,
+) -> None:
+    """Whether what is loaded in this process fits, by the plan for the GPUs where an engine makes one."""
+    parts: list[Any] = []
+    with findings.checking("memory"):
+        members = {name: agent for name, agent in agents.items() if engines[name].get("_target_") == _VLLM}
+        for node in {id(engines[name]): engines[name] for name in members}.values():
+            own = {name: agent for name, agent in members.items() if engines[name] is node}
+            parts.append(build(node, "engine", agents=own))
+        if parts:
+            parts.append(build(config.reward, "reward", task=task))
+    planned = check_plan(findings, parts)
+    local = [_TRANSFORMERS] if planned else [_TRANSFORMERS, _VLLM]
+    models = [
+        Weights.of_agent(agent, engines[name])
+        for name, agent in agents.items()
+        if engines[name].get("_target_") in local and not agent.simulated
+    ]
+    if "device" in config.reward and config.reward.get("model"):
+        models.append(Weights.of_reward(config.reward))
+    check_memory(findings, models)
+
+
+def _task(config: DictConfig, findings: Findings) -> tuple[Task | None, Problem, Mapping[str, list[Message]]]:
+    """The task, its longest problem, and that problem's messages by template."""
+    try:
+        task: Task = build(config.task, "task")
+        problem = max(task.problems(), key=lambda one: len(one.prompt))
+        chats = {name: task.render(problem, name, ["4"] * drafts) for name, drafts in _TEMPLATES.items()}
+        findings.ok(
+            "task", f"{task.count()} problems; renders {', '.join(chats)} for the longest, {problem.id!r}"
+        )
+        return task, problem, chats
+    except ToaError as error:
+        findings.fail("task", str(error))
+        return None, _STAND_IN, {"direct": [{"role": "user", "content": _STAND_IN.prompt}]}
+
+
+async def _usable(
+    findings: Findings, agent: Agent, engine: DictConfig, chats: Mapping[str, list[Message]], problem: Problem
+) -> bool:
+    """Whether it makes sense to ask an agent for an answer."""
+    target = engine.get("_target_")
+    if target == _OPENAI:
+        return await check_endpoints(findings, agent, engine)
+    if target in (_TRANSFORMERS, _VLLM) and not agent.simulated:
+        return check_template(findings, agent, chats, problem)
+    return True
+
+
+async def _reward(
+    config: DictConfig, findings: Findings, task: Task | None, problem: Problem, text: str | None
+) -> None:
+    """One score, of what an agent answered."""
+    with findings.checking("reward"):
+        reward: Reward = build(config.reward, "reward", task=task)
+        try:
+            score = await reward.score(problem, text or "4")
+        finally:
+            await reward.close()
+        findings.ok("reward", f"scored an answer {score.reward:.4g}, reading {score.tokens} tokens")
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}

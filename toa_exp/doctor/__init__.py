@@ -1,0 +1,1 @@
+"""What `toa-exp doctor` looks at; each check gives findings of one line."""

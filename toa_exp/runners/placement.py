@@ -1,0 +1,67 @@
+"""What the parts of a run take of a Ray cluster, and whether it has as much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from toa_exp.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Share:
+    """What Ray sets aside for each of `replicas`: GPUs, CPUs and `resources` of the cluster's own."""
+
+    replicas: int = 1
+    num_gpus: float = 0
+    num_cpus: float = 0
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if min(self.replicas, self.num_gpus, self.num_cpus, *self.resources.values()) < 0:
+            raise BadInput(f"runner has {self}; none of these is below 0")
+
+    def options(self) -> dict[str, Any]:
+        """As Ray takes them."""
+        return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, "resources": dict(self.resources)}
+
+    def needs(self) -> dict[str, float]:
+        """What one replica takes, by Ray's name of it."""
+        needs = {"GPU": self.num_gpus, "CPU": self.num_cpus, **self.resources}
+        return {name: amount for name, amount in needs.items() if amount}
+
+
+def check(nodes: Sequence[Mapping[str, float]], shares: Sequence[tuple[str, Share]]) -> None:
+    """Raise BadInput where the nodes' resources cannot hold all replicas at once.
+
+    Largest first, each on the first node with room for it, GPUs before all else.
+    """
+    free = [dict(node) for node in nodes]
+    wanted = [(what, share) for what, share in shares for _ in range(share.replicas)]
+    for what, share in sorted(wanted, key=lambda pair: (-pair[1].num_gpus, -pair[1].num_cpus)):
+        needs = share.needs()
+        node = next((node for node in free if _holds(node, needs)), None)
+        if node is None:
+            asked = [f"{share.replicas} x {name}: {_listed(share.needs())}" for name, share in shares]
+            raise BadInput(
+                f"the Ray cluster has no room for {what}, which takes {_listed(needs)}. Asked for: "
+                f"{'; '.join(asked)}. The cluster has nodes of {'; '.join(_listed(_own(n)) for n in nodes)}. "
+                f"Ask for less, or add nodes"
+            )
+        for name, amount in needs.items():
+            node[name] -= amount
+
+
+def _holds(node: Mapping[str, float], needs: Mapping[str, float]) -> bool:
+    return all(node.get(name, 0) >= amount - 1e-6 for name, amount in needs.items())
+
+
+def _own(node: Mapping[str, float]) -> dict[str, float]:
+    """Without what Ray adds for its own use."""
+    hidden = ("node:", "memory", "object_store_memory")
+    return {name: amount for name, amount in node.items() if not name.startswith(hidden)}
+
+
+def _listed(amounts: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items()) or "nothing"

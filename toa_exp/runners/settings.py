@@ -1,0 +1,85 @@
+"""What the machines of a cluster are told of a job: plain data, from which each builds its own objects."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from toa_exp import __version__
+from toa_exp.errors import BadInput
+from toa_exp.job import Job
+from toa_exp.storage import is_url
+
+_PASSED_ON = (
+    "HF_TOKEN",
+    "PGPASSWORD",
+    "PGPASSFILE",
+    "PGHOST",
+    "PGHOSTADDR",
+    "PGPORT",
+    "PGUSER",
+    "PGDATABASE",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A job as plain data.
+
+    `folder` is where it was started, which relative paths are meant from. `environment` holds the
+    keys and passwords that the configuration names or that reaching the store takes.
+    """
+
+    config: dict[str, Any]
+    overrides: list[str]
+    folder: str
+    environment: dict[str, str]
+    version: str
+
+    @classmethod
+    def of(cls, job: Job) -> Settings:
+        """Those of a job that was assembled here."""
+        config: Any = OmegaConf.to_container(job.config, resolve=True)
+        if not is_url(job.store):
+            config["store"]["path"] = str(Path(job.store).absolute())
+        names = {*_PASSED_ON, *_named(config)}
+        environment = {name: os.environ[name] for name in sorted(names) if name in os.environ}
+        return cls(config, list(job.overrides), os.getcwd(), environment, __version__)
+
+    def enter(self) -> DictConfig:
+        """Make this process one of the job's; returns its configuration.
+
+        Raises BadInput where this machine lacks the folder or has another version of the package.
+        """
+        if self.version != __version__:
+            raise BadInput(
+                f"{os.uname().nodename} has toa-exp {__version__}, the run was started with {self.version}; "
+                f"install the same version on all machines of the cluster"
+            )
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            raise BadInput(
+                f"{os.uname().nodename} has no folder {self.folder} ({error.strerror}); start the run in a "
+                f"folder that all machines of the cluster share"
+            ) from error
+        if self.folder not in sys.path:
+            sys.path.append(self.folder)  # so that methods of one's own package are found
+        os.environ.update(self.environment)
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        return OmegaConf.create(self.config)
+
+
+def _named(config: Any) -> set[str]:
+    """The environment variables that a configuration names as holding a key."""
+    if isinstance(config, Mapping):
+        own = {str(value) for name, value in config.items() if name == "key_env" and value}
+        return own.union(*map(_named, config.values()))
+    return set().union(*map(_named, config)) if isinstance(config, list) else set()
