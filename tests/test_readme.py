@@ -77,5 +77,5 @@ def test_every_command_and_group_of_the_readme_exists():
             group, _, choice = argument.partition("=")
             choice = choice.partition(".")[0]  # a task's language pair
             if group in group_choices() and group not in ("experiment",):
-                own = {"patient", "pair", "remote", "served"}
+                own = {"patient", "pair", "remote", "served", "node"}
                 assert set(choice.split(",")) - own <= set(group_choices()[group]), argument

@@ -28,7 +28,8 @@ class Agent:
     temperature, top_p and max_tokens, and `extra_body` where an endpoint takes more than these.
     `architecture` is a config.json, or the hub id or folder of the model that has it; None: it is
     that of `model`. `engine` names one of the run's `engines`, None its `engine`. `options` belong to
-    the engine and decide no sample; those of a simulated agent are what it is.
+    the engine and decide no sample; those of a simulated agent are what it is. `deciding` are those
+    settings of its engine that do, which the engine fills in.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Agent:
     architecture: Mapping[str, Any] | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     engine: str | None = None
+    deciding: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def simulated(self) -> bool:
@@ -49,13 +51,15 @@ class Agent:
         """What decides this agent's samples; neither its name nor the engine is part of it.
 
         A local folder counts by its content, so that it may be moved, and a hub id by its revision.
+        What an engine makes of the model, such as quantising it, counts where it is not the usual.
         """
         if self.simulated:
             return {"model": self.model, "sampling": dict(self.sampling), "options": dict(self.options)}
+        made = {"made": dict(self.deciding)} if self.deciding else {}
         folder = Path(self.model).expanduser()
         if folder.is_dir():
-            return {"model": folder_digest(folder), "sampling": dict(self.sampling)}
-        return {"model": self.model, "revision": self.revision, "sampling": dict(self.sampling)}
+            return {"model": folder_digest(folder), "sampling": dict(self.sampling), **made}
+        return {"model": self.model, "revision": self.revision, "sampling": dict(self.sampling), **made}
 
     def shape(self) -> Architecture:
         """The architecture that FLOPs are counted from: as given, or of the model's config.json."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from toa_exp.budgets import Budgets
@@ -103,7 +104,7 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
     if place is None:
         place = build(config.runner, "runner")
     task = task_of(config)
-    agents = agents_of(_plain(config.ensemble))
+    agents = {name: _decided(agent, config) for name, agent in agents_of(_plain(config.ensemble)).items()}
     budgets = call(Budgets.of, _plain(config.budget), "budget")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     # A method given by _target_ alone still has the fields of the YAML that it replaces.
@@ -111,11 +112,13 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
     keys = [str(key) for key in config.method if not replaced or f"method.{key}" in given]
     method = build_function(config.method, "method", keys)
     reward = place.reward(config, task)
+    engine = place.engine(config, agents)
+    _share_gpus([*getattr(engine, "engines", [engine]), reward])
     tau = method.keywords.get("tau")
     check_tau(tau, reward)
     return Job(
         task=task,
-        engine=place.engine(config, agents),
+        engine=engine,
         reward=reward,
         method=method,
         selection=build_function(config.selection, "selection"),
@@ -149,6 +152,27 @@ def engine_node(config: DictConfig, agent: Agent) -> DictConfig:
         )
     node: DictConfig = config.engine if agent.engine is None else config.engines[agent.engine]
     return node
+
+
+def _decided(agent: Agent, config: DictConfig) -> Agent:
+    """The agent with what its engine's settings have to do with its samples, wherever the engine is."""
+    node = engine_node(config, agent)
+    target = node.get("_target_")
+    try:
+        deciding = getattr(get_object(target), "deciding", None) if target else None
+    except (ImportError, ValueError, AttributeError):
+        return agent  # which is told when the engine is built
+    if deciding is None:
+        return agent
+    return replace(agent, deciding=deciding(agent, _plain(node)))
+
+
+def _share_gpus(parts: Sequence[Engine | Reward]) -> None:
+    """Let all that run models here be placed together, by the first engine that plans."""
+    planner = next((part for part in parts if hasattr(part, "ground")), None)
+    for part in parts:
+        if planner is not None and part is not planner and hasattr(part, "join"):
+            part.join(planner.ground)
 
 
 def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:

@@ -47,6 +47,18 @@ _REACH = {
     "longest_wait",
 }
 
+# Where models run, and how many at once; see engines/vllm.py and engines/turns.py.
+_PLACE = {
+    "tensor_parallel_size",
+    "max_num_seqs",
+    "prefix_caching",
+    "gpu_memory_utilization",
+    "gpus",
+    "residents",
+    "patience",
+    "sleep_level",
+}
+
 
 def record(
     config: DictConfig,
@@ -136,8 +148,13 @@ def signature(values: Mapping[str, Any], problems: int, failed: int) -> str:
     return "|".join(f"{key}:{value}" for key, value in parts.items())
 
 
-def table(rows: Sequence[Row], values: Mapping[str, Any], folder: Path, counts: Counts) -> str:
-    """The curve as text, with its signature, where it is stored and how much of it had to be drawn."""
+def table(
+    rows: Sequence[Row], values: Mapping[str, Any], folder: Path, counts: Counts, notes: Sequence[str] = ()
+) -> str:
+    """The curve as text, with its signature, where it is stored and how much of it had to be drawn.
+
+    `notes` are further lines, of how the engine ran.
+    """
     metrics = metrics_of(rows)
     heads = ["budget", "samples", "tokens", "FLOPs", *metrics]
     lines = [[_cell(row, head) for head in heads] for row in rows]
@@ -149,7 +166,7 @@ def table(rows: Sequence[Row], values: Mapping[str, Any], folder: Path, counts: 
     made = f"written to {folder}; {counts.drawn} samples drawn, {counts.stored} found in the store"
     problems = max((row["problems"] for row in rows), default=0)
     failed = max((row["failed"] for row in rows), default=0)
-    return "\n".join([*text, signature(values, problems, failed), made, ""])
+    return "\n".join([*text, signature(values, problems, failed), made, *notes, ""])
 
 
 def _cell(row: Row, head: str) -> str:
@@ -168,7 +185,9 @@ def _decides(key: str) -> bool:
     """Whether a key of the configuration, dotted, has a say in the results."""
     group = key.partition(".")[0]
     *above, last = key.split(".")
-    reach = (group in {"ensemble", "reward"} or {"engine", "engines"} & set(above)) and last in _REACH
+    reach = (
+        group in {"ensemble", "reward"} or {"engine", "engines"} & set(above)
+    ) and last in _REACH | _PLACE
     return group not in _IMMATERIAL and not reach
 
 

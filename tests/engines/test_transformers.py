@@ -282,3 +282,62 @@ def test_a_model_that_cannot_be_loaded_is_told_to_all_who_ask(tmp_path):
     folder = causal_model(tmp_path, chat=False)
     for error in sample_all(agent(folder), [draw("Hello"), draw("Bye")]):
         assert isinstance(error, BadInput) and "agent 'ash'" in str(error)
+
+
+def test_models_that_take_turns_give_the_same_samples(folder, tmp_path, monkeypatch):
+    agents = [
+        agent(folder, "ash"),
+        agent(folder, "oak", temperature=0.5),
+        agent(causal_model(tmp_path / "elm", seed=1), "elm"),
+        agent(causal_model(tmp_path / "fir", seed=2), "fir"),
+    ]
+    draws = [draw("Hello", i, name) for i in range(6) for name in ("ash", "oak", "elm", "fir")]
+    together = texts(sample_all(agents, draws))
+    loads = []
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda *args: loads.append(args[1]) or load(*args))
+
+    async def run() -> tuple[list[str], list[str]]:
+        engine = Transformers({member.name: member for member in agents}, **CPU, residents=1)
+        once = await asyncio.gather(*map(engine.sample, draws))
+        again = await engine.sample(draws[0])
+        said = engine.report()
+        await engine.close()
+        return texts([*once, again]), said
+
+    taken, said = asyncio.run(run())
+    assert taken == [*together, together[0]]
+    assert len(loads) == 4 and loads[0] == loads[-1] == str(folder)
+    assert "ash, elm, fir took turns, 1 awake at a time: 3 swaps took" in said[0]
+
+
+def test_a_model_that_cannot_be_loaded_is_told_to_those_who_wait_for_its_turn(folder, tmp_path):
+    broken = causal_model(tmp_path, chat=False)
+    agents = [agent(folder, "ash"), agent(broken, "elm")]
+    results = sample_all(agents, [draw("Hello", 0, "ash"), draw("Hello", 0, "elm")], residents=1)
+    assert isinstance(results[0], Sample)
+    assert isinstance(results[1], BadInput) and "agent 'elm'" in str(results[1])
+
+
+def test_close_ends_those_who_wait_for_their_turn(folder, tmp_path):
+    agents = [agent(folder, "ash", max_tokens=240), agent(causal_model(tmp_path, seed=1), "elm")]
+
+    async def stop_early() -> list[Sample | BaseException]:
+        engine = Transformers({member.name: member for member in agents}, **CPU, residents=1)
+        running = [
+            asyncio.create_task(engine.sample(draw("Hello", i, n))) for i, n in enumerate(["ash", "elm"])
+        ]
+        await asyncio.sleep(0.2)
+        for task in running:
+            task.cancel()
+        results = await asyncio.gather(*running, return_exceptions=True)
+        await engine.close()
+        return results
+
+    assert all(isinstance(result, asyncio.CancelledError) for result in asyncio.run(stop_early()))
+
+
+def test_the_number_of_residents_is_checked(folder):
+    for wrong in (0, "all"):
+        with pytest.raises(BadInput, match=r"engine\.residents"):
+            Transformers({"ash": agent(folder)}, residents=wrong)

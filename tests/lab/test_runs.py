@@ -2,9 +2,10 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import cli
+from helpers import cli, lines
 
 pytestmark = pytest.mark.slow
 SMALL = ["experiment=lab", "task.problems=6", "budget.samples=[4,8]", "tracking.mode=disabled"]
@@ -34,6 +35,26 @@ def test_the_figures_are_the_same_at_another_concurrency_and_on_rerun(task: str,
         made.append(files(folder))
     assert len(made[0]) == 3 + 1 + 1  # curves, their figure and the comparison
     assert made[0] == made[1] == made[2]
+
+
+def test_agents_that_take_turns_give_the_same_trajectories(tmp_path: Path) -> None:
+    arguments = [*SMALL[1:], "task=lab_math", "ensemble=lab", "method=toa"]
+    made = []
+    for name, more in (("together", []), ("turns", ["engine.residents=1"])):
+        run = cli("run", *arguments, *more, f"results={tmp_path / name}", cwd=tmp_path)
+        assert run.returncode == 0, run.stderr
+        assert ("ada, ben, cleo, dan took turns, 1 awake at a time" in run.stdout) == (name == "turns")
+        [path] = (tmp_path / name).rglob("trajectories.jsonl")
+        made.append([decisions(line) for line in lines(path.read_text())])
+    assert made[0] == made[1]
+    [log] = (tmp_path / "turns").rglob("run.log")
+    assert "swaps took" in log.read_text()
+
+
+def decisions(line: dict[str, Any]) -> list[object]:
+    """All of an outcome but the seconds."""
+    samples = [{key: value for key, value in s.items() if key != "seconds"} for s in line["samples"]]
+    return [line["problem"], line["budget"], line["answer"], line["metrics"], samples]
 
 
 def test_another_task_is_told_what_the_labs_models_answer(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from toa_exp import records
 from toa_exp.app import launch
 from toa_exp.curves import Curve
+from toa_exp.engines.base import report
 from toa_exp.errors import Incomplete
 from toa_exp.figures import figures
 from toa_exp.job import Job, assemble
@@ -55,11 +56,13 @@ def _run(config: DictConfig) -> None:
         if partial.stat().st_size:  # where nothing came of it, earlier results stay
             rows = watch.curve.rows()
             records.publish(folder, partial, record, rows)
-            print(records.table(rows, record, folder, watch.counts))
+            print(records.table(rows, record, folder, watch.counts, report(job.engine)))
             tracker.curve(rows)
             tracker.outputs()
             tracker.figures(lambda: figures(folder, "flops", None, folder / "figures"))
         watch.warn()
+        for line in report(job.engine):
+            log.info("%s", line)
         log.info("done: %s", watch.counts)
         if watch.reasons:
             raise _incomplete(watch.reasons, job.problems)

@@ -26,3 +26,9 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+def report(engine: Engine) -> list[str]:
+    """What an engine has to say of how it ran, such as swaps of models; asked before it is closed."""
+    say = getattr(engine, "report", None)
+    return [] if say is None else list(say())

@@ -6,6 +6,7 @@ is never run and weights are read from safetensors only, since other formats may
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import threading
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
 # While it loads, transformers switches off the initialisation of weights for all threads, and two models
-# loaded at once may find tied weights missing.
-_ONE_AT_A_TIME = threading.Lock()
+# loaded at once may find tied weights missing. vLLM uses it too.
+ONE_AT_A_TIME = threading.RLock()
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -62,7 +63,7 @@ def import_libraries() -> None:
     The modules of transformers import each other when they are first asked for something, and two
     threads that do so at once may find them half made.
     """
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         import torch  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
@@ -76,7 +77,7 @@ def load_tokenizer(model: str, revision: str | None, whose: str, *, chat: bool =
 
     where = _folder_or_id(model)
     try:
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain Exception for a broken file
         raise _unusable(whose, model, "tokenizer", error) from error
@@ -86,6 +87,39 @@ def load_tokenizer(model: str, revision: str | None, whose: str, *, chat: bool =
             f"put chat_template.jinja beside its tokenizer.json"
         )
     return tokenizer
+
+
+def generation_config(model: str, revision: str | None, whose: str) -> Any:
+    """How a model is generated from by default; what its config says where it has no such file."""
+    import_libraries()
+    from transformers import AutoConfig, GenerationConfig
+
+    where = _folder_or_id(model)
+    try:
+        with ONE_AT_A_TIME:
+            try:
+                return GenerationConfig.from_pretrained(where, revision=revision or "main")
+            except OSError:
+                config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+                return GenerationConfig.from_model_config(config)
+    except Exception as error:  # as for the tokenizer
+        raise _unusable(whose, model, "configuration", error) from error
+
+
+def stop_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, of the generation config and of the tokenizer together.
+
+    Both count, since a model tuned for chat often carries the generation config of its base.
+    """
+    stop = generation.eos_token_id
+    stop = stop if isinstance(stop, list) else [stop]
+    return frozenset(token for token in [*stop, tokenizer.eos_token_id] if token is not None)
+
+
+def text_of(tokenizer: Any, tokens: list[int]) -> str:
+    """What the tokens of an answer say."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
 
 
 def load_model(
@@ -104,7 +138,7 @@ def load_model(
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
     try:
-        with _ONE_AT_A_TIME, _quiet():
+        with ONE_AT_A_TIME, _quiet():
             kind: Any = getattr(transformers, family) if isinstance(family, str) else family
             loaded, info = kind.from_pretrained(
                 _folder_or_id(model),
@@ -124,6 +158,15 @@ def load_model(
         raise Unavailable(f"{whose}: {model!r} does not fit on {device}; free memory there") from error
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise _unusable(whose, model, "model", error) from error
+
+
+def free_memory() -> None:
+    """Give back what models that nobody holds any more took."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:

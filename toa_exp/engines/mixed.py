@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from toa_exp.draws import Draw, Sample
-from toa_exp.engines.base import Engine
+from toa_exp.engines.base import Engine, report
 from toa_exp.ensemble import Agent
 
 
@@ -18,15 +18,19 @@ class Mixed:
 
     def __init__(self, agents: Mapping[str, Agent], engines: Sequence[Engine]) -> None:
         self.agents = agents
-        self._engines = engines
+        self.engines = engines
         self._by_agent = {name: engine for engine in engines for name in engine.agents}
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw; raises what the agent's engine raises."""
         return await self._by_agent[draw.request.agent].sample(draw)
 
+    def report(self) -> list[str]:
+        """What the engines have to say of how they ran."""
+        return [line for engine in self.engines for line in report(engine)]
+
     async def close(self) -> None:
         """Close every engine, also where another one fails to."""
         async with AsyncExitStack() as held:
-            for engine in self._engines:
+            for engine in self.engines:
                 held.push_async_callback(engine.close)

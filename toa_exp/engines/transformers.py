@@ -7,13 +7,15 @@ import queue
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines import loading
+from toa_exp.engines.turns import Turns, check_residents
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, Permanent, Unavailable, choose
 
@@ -44,6 +46,15 @@ class _Ask:
             self.future.set_exception(result)
 
 
+@dataclass(slots=True, eq=False)
+class _Move:
+    """A model to be loaded, or to be dropped, which somebody waits for."""
+
+    agent: Agent
+    load: bool
+    future: Future[None] = field(default_factory=Future)
+
+
 class Transformers:
     """Engine of any causal language model of the hub, or in a folder, with a chat template.
 
@@ -52,8 +63,9 @@ class Transformers:
     on CUDA), "float32", "bfloat16" or "float16"; an agent's `options.dtype` overrides it. Up to
     `max_batch` draws of a model are decoded together and hold `max_batch_tokens` tokens at most,
     padding and what may still be written included. One thread decodes; of several models the one
-    that has most to do writes the next token. In float32 the text of a draw depends on nothing but
-    the draw, in bfloat16 and float16 rounding may let it depend on its batch.
+    that has most to do writes the next token. `residents` models are in memory at once and take turns,
+    "auto" for all of them; see `engines.turns`, also for `patience`. In float32 the text of a draw
+    depends on nothing but the draw, in bfloat16 and float16 rounding may let it depend on its batch.
 
     `sample` raises BadInput for a model that cannot be used, Unavailable where the device is out of
     memory, and Permanent where a model gives no probabilities.
@@ -67,6 +79,8 @@ class Transformers:
         dtype: str = "auto",
         max_batch: int = 256,
         max_batch_tokens: int = 131072,
+        residents: str | int = "auto",
+        patience: float = 10.0,
     ) -> None:
         loading.check_placement("engine", device, dtype)
         for name, value in {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens}.items():
@@ -78,24 +92,58 @@ class Transformers:
         self._device = device
         self._dtype = dtype
         self._limits = {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens}
-        self._inbox: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Ask | _Move | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._first = {self._key(agent): name for name, agent in reversed(list(agents.items()))}
+        awake = check_residents(residents)
+        self._turns: Turns | None = None
+        if awake is not None and awake < len(self._first):
+            names = [name for name in agents if name in self._first.values()]
+            self._turns = Turns(names, awake, self._wake, self._sleep, patience=patience)
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw; its seconds are its share of every step it took part in."""
         ask = _Ask(draw, self.agents[draw.request.agent])
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, name="transformers engine", daemon=True)
-            self._thread.start()
-        self._inbox.put(ask)
-        return await asyncio.wrap_future(ask.future)
+        async with self._turn(ask.agent):
+            self._put(ask)
+            return await asyncio.wrap_future(ask.future)
 
     async def close(self) -> None:
         """End the thread after the step at work, and free the models."""
+        if self._turns is not None:
+            await self._turns.close()
         thread, self._thread = self._thread, None
         if thread is not None:
             self._inbox.put(None)
             await asyncio.to_thread(thread.join)
+
+    def report(self) -> list[str]:
+        """What there is to say of time sharing."""
+        return [] if self._turns is None else [self._turns.report()]
+
+    def _turn(self, agent: Agent) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._turns is None else self._turns.turn(self._first[self._key(agent)])
+
+    async def _wake(self, name: str) -> None:
+        await self._move(_Move(self.agents[name], load=True))
+
+    async def _sleep(self, name: str) -> None:
+        await self._move(_Move(self.agents[name], load=False))
+
+    async def _move(self, move: _Move) -> None:
+        self._put(move)
+        await asyncio.wrap_future(move.future)
+
+    def _put(self, item: _Ask | _Move) -> None:
+        """Hand something to the thread, which runs from the first time on."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="transformers engine", daemon=True)
+            self._thread.start()
+        self._inbox.put(item)
+
+    def _key(self, agent: Agent) -> tuple[str, ...]:
+        """What tells the models apart."""
+        return agent.model, str(agent.revision), str(agent.options.get("dtype", self._dtype))
 
     def _work(self) -> None:
         """The thread: takes in what is asked for and lets the busiest model write a token."""
@@ -109,11 +157,16 @@ class Transformers:
                 if busiest is not None:
                     busiest.step()
         finally:
+            closed = Unavailable("the engine was closed before the draw was done; run again to resume")
             left = [ask for lane in lanes.values() if isinstance(lane, _Lane) for ask in lane.asks.values()]
             while not self._inbox.empty():
-                left += filter(None, [self._inbox.get()])
+                item = self._inbox.get()
+                if isinstance(item, _Ask):
+                    left.append(item)
+                elif item is not None and item.future.set_running_or_notify_cancel():
+                    item.future.set_exception(closed)
             for ask in left:
-                ask.answer(Unavailable("the engine was closed before the draw was done; run again to resume"))
+                ask.answer(closed)
 
     def _take_in(self, lanes: dict[tuple[str, ...], _Lane | BadInput], *, wait: bool) -> bool:
         """Give every ask of the inbox to its model; `wait` for the first. False once closed."""
@@ -125,20 +178,35 @@ class Transformers:
             if ask is None:
                 return False
             wait = False
+            if isinstance(ask, _Move):
+                self._carry_out(lanes, ask)
+                continue
             try:
-                self._lane(lanes, ask).add(ask)
+                self._lane(lanes, ask.agent).add(ask)
             except Exception as error:
                 ask.answer(error)
 
-    def _lane(self, lanes: dict[tuple[str, ...], _Lane | BadInput], ask: _Ask) -> _Lane:
+    def _carry_out(self, lanes: dict[tuple[str, ...], _Lane | BadInput], move: _Move) -> None:
+        if not move.future.set_running_or_notify_cancel():
+            return
+        try:
+            if move.load:
+                self._lane(lanes, move.agent)
+            else:
+                lanes.pop(self._key(move.agent), None)
+                loading.free_memory()
+        except Exception as error:
+            move.future.set_exception(error)
+        else:
+            move.future.set_result(None)
+
+    def _lane(self, lanes: dict[tuple[str, ...], _Lane | BadInput], agent: Agent) -> _Lane:
         """The lane of a model, which is loaded the first time it is asked for."""
-        agent = ask.agent
-        dtype = str(agent.options.get("dtype", self._dtype))
-        key = (agent.model, str(agent.revision), dtype)
+        key = self._key(agent)
         lane = lanes.get(key)
         if lane is None:
             try:
-                lane = _Lane(agent, self._device, dtype, **self._limits)
+                lane = _Lane(agent, self._device, key[2], **self._limits)
             except BadInput as error:
                 lane = error
             lanes[key] = lane
@@ -159,7 +227,7 @@ class _Lane:
         model = loading.load_model(
             "AutoModelForCausalLM", agent.model, agent.revision, loading.device_of(device), dtype, whose
         )
-        self._stop = _stop_tokens(model, self._tokenizer)
+        self._stop = loading.stop_tokens(model.generation_config, self._tokenizer)
         self._window = loading.window_of(model.config)
         self._decoder: Decoder = Decoder(model, self._stop, **limits)
         self.asks: dict[Row, _Ask] = {}
@@ -218,8 +286,7 @@ class _Lane:
             )
         usage = Usage(len(row.prompt), len(row.tokens))
         tokens = row.tokens[:-1] if row.tokens[-1] in self._stop else row.tokens
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Sample(text, usage, row.seconds)
+        return Sample(loading.text_of(self._tokenizer, tokens), usage, row.seconds)
 
 
 def _check(agent: Agent) -> None:
@@ -235,13 +302,3 @@ def _check(agent: Agent) -> None:
     agent.check_sampling()
     if "extra_body" in agent.sampling:
         raise BadInput(f"{whose} has sampling.extra_body, which only engine=openai can send; leave it out")
-
-
-def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer, of the generation config and of the tokenizer together.
-
-    Both count, since a model tuned for chat often carries the generation config of its base.
-    """
-    stop = model.generation_config.eos_token_id
-    stop = stop if isinstance(stop, list) else [stop]
-    return frozenset(token for token in [*stop, tokenizer.eos_token_id] if token is not None)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from toa_exp.draws import Message
 from toa_exp.engines import loading
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Range
@@ -56,17 +57,17 @@ class _Reader:
 
     def __init__(self, tokenizer: Any, model: Any, label: int | None, system: str | None, name: str) -> None:
         self._tokenizer = tokenizer
-        self._opening = [] if system is None else [{"role": "system", "content": system}]
+        self._system = system
         self._model = model
         self._config = model.config.get_text_config()
         self._pad = self._config.pad_token_id
-        self._label = _label(label, model.config.num_labels, name)
+        self._label = label_of(label, model.config.num_labels, name)
         self._left = tokenizer.padding_side == "left"
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def encode(self, prompt: str, text: str) -> _Chat:
-        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
-        return _Chat(loading.token_ids(self._tokenizer, [*self._opening, *chat], "reward", reply=False))
+        chat = chat_of(prompt, text, self._system)
+        return _Chat(loading.token_ids(self._tokenizer, chat, "reward", reply=False))
 
     def rewards(self, chats: Sequence[_Chat]) -> list[float]:
         pad = self._pad
@@ -104,7 +105,13 @@ class _Reader:
         return rewards
 
 
-def _label(label: int | None, count: int, model: str) -> int:
+def chat_of(prompt: str, text: str, system: str | None) -> list[Message]:
+    """The chat that is scored."""
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    return [*opening, {"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+
+
+def label_of(label: int | None, count: int, model: str) -> int:
     """The index of the output that is the score; raises BadInput where that is not settled."""
     if label is None and count == 1:
         return 0

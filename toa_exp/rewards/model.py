@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Required, TypedDict
 
@@ -15,6 +16,9 @@ from toa_exp.cost import Architecture
 from toa_exp.cost import architecture as architecture_of
 from toa_exp.draws import Score
 from toa_exp.engines import loading
+from toa_exp.engines.gpus import Ground
+from toa_exp.engines.packing import Model
+from toa_exp.engines.sizes import size_of
 from toa_exp.ensemble import folder_digest, model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.rewards.base import Range
@@ -22,7 +26,7 @@ from toa_exp.rewards.base import Range
 if TYPE_CHECKING:
     import torch
 
-_DECIMALS = 6  # of a score: beyond them batching shows, in float64 too since norms compute in float32
+DECIMALS = 6  # of a score: beyond them batching shows, in float64 too since norms compute in float32
 
 
 class SourceFields(TypedDict, total=False):
@@ -109,6 +113,13 @@ class ModelReward:
         self._load = load
         self._loaded: tuple[Reader, Any, float] | None = None
         self._batcher = Batcher(self._score, source.max_batch, order=lambda pair: len(pair[0]) + len(pair[1]))
+        self._ground: Ground | None = None
+
+    def join(self, ground: Ground) -> None:
+        """Be placed together with the agents, where no device is named."""
+        if self._source.device == "auto":
+            self._ground = ground
+            ground.add(self._models)
 
     async def score(self, problem: Problem, text: str) -> Score:
         """The score of one text; its tokens are all that the model read, padding left out."""
@@ -127,9 +138,7 @@ class ModelReward:
         import torch
 
         if self._loaded is None:
-            reader, model, tokenizer = self._load(self._source)
-            window = _window(self._source.max_length, model.config, tokenizer)
-            self._loaded = reader, model.device, window
+            self._loaded = self._open()
         reader, device, window = self._loaded
         started = time.perf_counter()
         chats = [reader.encode(prompt, text) for prompt, text in pairs]
@@ -145,23 +154,41 @@ class ModelReward:
         return [
             self._result(next(rewards), len(chat.ids), seconds)
             if len(chat.ids) <= window
-            else self._too_long(len(chat.ids), window)
+            else too_long(self._source.model, len(chat.ids), window)
             for chat in chats
         ]
 
+    def _models(self) -> list[Model]:
+        """What has to be placed."""
+        source = self._source
+        size = size_of(source.model, source.revision, "reward", dtype=source.dtype, full=True)
+        return [Model("reward", size.weights, sleeps=False)]
+
+    def _open(self) -> tuple[Reader, Any, float]:
+        """Load the model to its place."""
+        plan = self._ground.plan() if self._ground is not None else None
+        source, gpus = self._source, plan.seats["reward"].gpus if plan is not None else ()
+        if gpus:
+            source = replace(source, device=f"cuda:{gpus[0]}")
+        with self._ground.loading(gpus) if self._ground is not None and gpus else nullcontext():
+            reader, model, tokenizer = self._load(source)
+        return reader, model.device, _window(source.max_length, model.config, tokenizer)
+
     def _result(self, reward: float, tokens: int, seconds: float) -> Score | Permanent:
         if math.isfinite(reward):
-            return Score(round(reward, _DECIMALS), tokens, seconds)
+            return Score(round(reward, DECIMALS), tokens, seconds)
         return Permanent(
             f"reward: {self._source.model!r} gave {reward} for an answer of {tokens} tokens. Check its "
             f"weights, or try reward.dtype=float32"
         )
 
-    def _too_long(self, tokens: int, window: float) -> Permanent:
-        return Permanent(
-            f"reward: problem and answer have {tokens} tokens, and {self._source.model!r} reads at most "
-            f"{window:.0f}. Lower ensemble.sampling.max_tokens, or choose a reward with a longer window"
-        )
+
+def too_long(model: str, tokens: int, window: float) -> Permanent:
+    """The error for an answer that a reward model cannot read."""
+    return Permanent(
+        f"reward: problem and answer have {tokens} tokens, and {model!r} reads at most {window:.0f}. "
+        f"Lower ensemble.sampling.max_tokens, or choose a reward with a longer window"
+    )
 
 
 def precise(values: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,288 @@
+"""How vLLM is called, on a stand-in for it: what needs GPUs in truth can be followed here."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from tiny_models import causal_model
+
+from toa_exp.core import Problem, Request
+from toa_exp.draws import Draw, Sample, canonical, digest, draw_key
+from toa_exp.engines import vllm_process
+from toa_exp.engines.packing import GIB, Gpu
+from toa_exp.engines.vllm import Vllm
+from toa_exp.ensemble import Agent
+from toa_exp.errors import BadInput, Unavailable
+
+SIZE = 24 * GIB
+
+
+class DeadError(Exception):
+    pass
+
+
+class ClientError(Exception):
+    pass
+
+
+@dataclass
+class FakeArguments:
+    model: str
+    revision: str | None
+    tokenizer_revision: str | None
+    dtype: str
+    quantization: str | None
+    max_model_len: int | None
+    tensor_parallel_size: int
+    max_num_seqs: int
+    enable_prefix_caching: bool
+    trust_remote_code: bool
+    disable_log_stats: bool
+    enable_log_requests: bool
+    enable_sleep_mode: bool = False
+    device_ids: list[int] | None = None
+    gpu_memory_utilization: float = 0.9
+    kv_cache_dtype: str = "auto"
+    enforce_eager: bool = False
+    enable_chunked_prefill: bool | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+
+    def create_engine_config(self) -> "FakeArguments":
+        return self
+
+
+class FakeLLM:
+    """Answers with the letter of its model, and keeps what it was told."""
+
+    made: ClassVar[list["FakeLLM"]] = []
+    failing: ClassVar[list[Exception]] = []
+
+    def __init__(self, arguments: FakeArguments) -> None:
+        self.arguments = arguments
+        self.errored = False
+        self.told: list[Any] = []
+        self.seeds: list[int] = []
+        self.model_config = SimpleNamespace(max_model_len=arguments.max_model_len or 256)
+        self.made.append(self)
+
+    @classmethod
+    def from_vllm_config(cls, arguments: FakeArguments, *, disable_log_stats: bool) -> "FakeLLM":
+        if cls.failing:
+            raise cls.failing.pop()
+        return cls(arguments)
+
+    async def generate(self, prompt: Sequence[int], params: Any, number: str) -> AsyncIterator[Any]:
+        if self.errored:
+            raise DeadError
+        assert "asleep" not in self.told[-1:]
+        await asyncio.sleep(0)
+        self.seeds.append(params.seed)
+        yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[6, 7, 1], finish_reason=params.finish)])
+
+    async def sleep(self, level: int, mode: str) -> None:
+        assert mode == "wait"
+        self.told += [("sleep", level), "asleep"]
+
+    async def wake_up(self, tags: list[str] | None = None) -> None:
+        self.told.append(("wake", tags))
+
+    async def collective_rpc(self, method: str) -> None:
+        self.told.append(method)
+
+    def shutdown(self, timeout: float) -> None:
+        self.told.append("shut down")
+
+
+class Params(SimpleNamespace):
+    finish = "stop"
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
+    modules = {
+        "vllm": {"SamplingParams": Params},
+        "vllm.inputs": {"tokens_input": lambda prompt: prompt},
+        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(FINAL_ONLY=2)},
+        "vllm.engine": {},
+        "vllm.engine.arg_utils": {"AsyncEngineArgs": FakeArguments},
+        "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: True)},
+        "vllm.exceptions": {"VLLMClientError": ClientError},
+        "vllm.v1": {},
+        "vllm.v1.engine": {},
+        "vllm.v1.engine.async_llm": {"AsyncLLM": FakeLLM},
+        "vllm.v1.engine.exceptions": {"EngineDeadError": DeadError},
+    }
+    for name, members in modules.items():
+        module = ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(
+        vllm_process, "Guard", lambda: SimpleNamespace(settled=lambda: None, close=lambda: None)
+    )
+    monkeypatch.setattr(FakeLLM, "made", [])
+    monkeypatch.setattr(FakeLLM, "failing", [])
+    return FakeLLM
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(["ash", "elm", "oak"]):
+        causal_model(folder / name, seed=seed)
+    return folder
+
+
+def agents(folder: Path, *names: str, **options: Any) -> dict[str, Agent]:
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 40}
+    return {name: Agent(name, str(folder / name), None, sampling, options=options) for name in names}
+
+
+def draw(name: str, text: str = "Hello", occurrence: int = 0) -> Draw:
+    messages = [{"role": "user", "content": text}]
+    asked, prompt = digest(name.encode()), digest(canonical(messages))
+    key = draw_key("p", asked, prompt, occurrence, 0)
+    return Draw(key, Problem("p", text), Request(name), messages, asked, prompt, occurrence, 0)
+
+
+def sample(engine: Vllm, *draws: Draw, gpus: int = 0) -> list[Any]:
+    there = [Gpu(index, "a GPU", SIZE, SIZE) for index in range(gpus)]
+
+    async def run() -> list[Any]:
+        await asyncio.to_thread(engine.ground.plan, lambda: there)
+        try:
+            return await asyncio.gather(*map(engine.sample, draws), return_exceptions=True)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+def test_every_model_is_started_on_its_gpus_with_its_share(fake, folder):
+    engine = Vllm(agents(folder, "ash", "elm", "oak", arguments={"kv_cache_dtype": "fp8"}))
+    made = sample(engine, draw("ash"), draw("elm"), draw("oak"), gpus=2)
+    assert [one.text for one in made] == ["ab"] * 3
+    assert [one.usage.completion_tokens for one in made] == [3] * 3
+    shares: dict[int, float] = {0: 0.0, 1: 0.0}
+    for one in fake.made:
+        [gpu] = one.arguments.device_ids
+        shares[gpu] += one.arguments.gpu_memory_utilization
+        assert one.arguments.kv_cache_dtype == "fp8" and not one.arguments.enable_sleep_mode
+        assert one.arguments.enable_chunked_prefill is None  # nothing of a CPU's
+        assert one.told == ["shut down"]
+        assert one.arguments.environment["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+        assert one.arguments.environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert shares == pytest.approx({0: 0.9, 1: 0.9}, abs=1e-6)
+    assert "VLLM_NO_USAGE_STATS" not in os.environ
+
+
+def test_on_a_cpu_the_settings_are_those_that_are_safe_there(fake, folder, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    [made] = sample(Vllm(agents(folder, "ash")), draw("ash"))
+    assert made.text == "ab"
+    arguments = fake.made[0].arguments
+    assert (arguments.dtype, arguments.enable_chunked_prefill, arguments.enforce_eager) == (
+        "float32", False, True,
+    )  # fmt: skip
+    assert arguments.device_ids is None and arguments.kv_cache_memory_bytes == GIB
+    assert arguments.environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert int(arguments.environment["OMP_NUM_THREADS"]) >= 1
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_seeds_are_those_that_the_openai_engine_sends(fake, folder):
+    draws = [draw("ash", occurrence=i) for i in range(3)]
+    sample(Vllm(agents(folder, "ash")), *draws)
+    assert sorted(fake.made[0].seeds) == sorted(one.sampling_seed >> 32 for one in draws)
+
+
+@pytest.mark.parametrize(("level", "waking"), [(1, [("wake", None)]), (2, None)])
+def test_on_a_gpu_those_that_take_turns_sleep_and_wake(fake, folder, level, waking):
+    engine = Vllm(agents(folder, "ash", "elm"), residents=1, sleep_level=level)
+
+    async def run() -> list[Sample]:
+        await asyncio.to_thread(engine.ground.plan, lambda: [Gpu(0, "a GPU", SIZE, SIZE)])
+        made = [await engine.sample(draw(name)) for name in ("ash", "elm", "ash")]
+        assert "2 swaps" in engine.report()[0]
+        await engine.close()
+        return made
+
+    assert [one.text for one in asyncio.run(run())] == ["ab"] * 3
+    ash, elm = fake.made
+    assert ash.arguments.enable_sleep_mode and elm.arguments.enable_sleep_mode
+    waking = waking or [("wake", ["weights"]), "reload_weights", ("wake", ["kv_cache"])]
+    assert ash.told == [("sleep", level), "asleep", *waking, "shut down"]
+    assert elm.told == [("sleep", level), "asleep", "shut down"]
+    assert ash.arguments.gpu_memory_utilization > 0.8
+
+
+def test_on_a_cpu_those_that_take_turns_end_and_are_started_again(fake, folder):
+    engine = Vllm(agents(folder, "ash", "elm"), residents=1)
+
+    async def run() -> None:
+        await asyncio.to_thread(engine.ground.plan, lambda: [])
+        for name in ("ash", "elm", "ash"):
+            await engine.sample(draw(name))
+        await engine.close()
+
+    asyncio.run(run())
+    assert [Path(one.arguments.model).name for one in fake.made] == ["ash", "elm", "ash"]
+    assert all(one.told == ["shut down"] for one in fake.made)
+
+
+def test_a_dead_engine_is_started_again(fake, folder):
+    engine = Vllm(agents(folder, "ash"))
+
+    async def run() -> list[Any]:
+        await asyncio.to_thread(engine.ground.plan, lambda: [])
+        await engine.sample(draw("ash"))
+        fake.made[0].errored = True
+        told = await asyncio.gather(engine.sample(draw("ash")), return_exceptions=True)
+        fake.failing.append(RuntimeError("still no memory"))
+        told += await asyncio.gather(engine.sample(draw("ash")), return_exceptions=True)
+        told.append(await engine.sample(draw("ash")))
+        await engine.close()
+        return told
+
+    dead, again, alive = asyncio.run(run())
+    assert isinstance(dead, Unavailable) and "agent 'ash'" in str(dead) and "died" in str(dead)
+    assert isinstance(again, Unavailable) and "still no memory" in str(again)
+    assert alive.text == "ab"
+
+
+def test_a_model_that_vllm_cannot_run_is_bad_input_for_all_who_ask(fake, folder):
+    fake.failing.append(ValueError("1 validation error\n  the model is too long"))
+    errors = sample(Vllm(agents(folder, "ash")), draw("ash"), draw("ash", occurrence=1))
+    for error in errors:
+        assert isinstance(error, BadInput)
+        assert "agent 'ash'" in str(error) and "the model is too long" in str(error)
+
+
+def test_arguments_that_vllm_does_not_know_are_told_with_those_it_does(fake, folder):
+    engine = Vllm(agents(folder, "ash", arguments={"enforce_eagre": True}))
+    [error] = sample(engine, draw("ash"))
+    assert isinstance(error, BadInput) and "Did you mean 'enforce_eager'" in str(error)
+
+
+def test_an_answer_that_was_broken_off_is_no_sample(fake, folder, monkeypatch):
+    monkeypatch.setattr(Params, "finish", "abort")
+    [error] = sample(Vllm(agents(folder, "ash")), draw("ash"))
+    assert isinstance(error, Unavailable) and "'abort'" in str(error)
+
+
+def test_what_does_not_fit_is_told_before_anything_is_started(fake, folder):
+    engine = Vllm(agents(folder, "ash", tensor_parallel_size=2))
+
+    async def run() -> None:
+        await asyncio.to_thread(engine.ground.plan, lambda: [Gpu(0, "a GPU", SIZE, SIZE)])
+
+    with pytest.raises(BadInput, match="ash does not fit"):
+        asyncio.run(run())
+    assert not fake.made

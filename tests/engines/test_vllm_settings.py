@@ -1,0 +1,185 @@
+"""engine=vllm as far as it needs no vLLM: settings, identity, turns to take, and what is refused."""
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tiny_models import causal_model, classifier_model
+
+from toa_exp.core import Problem, Request
+from toa_exp.draws import Draw
+from toa_exp.engines.gpus import Ground
+from toa_exp.engines.packing import GIB, Gpu
+from toa_exp.engines.vllm import Vllm
+from toa_exp.engines.vllm_settings import Settings
+from toa_exp.ensemble import Agent
+from toa_exp.errors import BadInput
+from toa_exp.job import _share_gpus
+from toa_exp.rewards.classifier import Classifier
+from toa_exp.rewards.vllm_classifier import VllmClassifier
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return causal_model(tmp_path_factory.mktemp("model"))
+
+
+def agent(folder: Path | str, name: str = "ash", options: Mapping | None = None, **sampling: object) -> Agent:
+    fields = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 40} | sampling
+    return Agent(name, str(folder), None, fields, options=options or {})
+
+
+def engine(*agents: Agent, **settings: object) -> Vllm:
+    return Vllm({member.name: member for member in agents}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtpye": "float32"}, "Did you mean 'dtype'"),
+        ({"dtype": "float31"}, "Allowed: auto, bfloat16, float16, float32"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size=0 must be at least 1"),
+        ({"gpu_memory_utilization": 1.5}, "a fraction above 0, up to 1"),
+        ({"gpus": [0], "tensor_parallel_size": 2}, "fewer than tensor_parallel_size=2"),
+        ({"arguments": {"model": "another"}}, "use the agent's model"),
+        ({"arguments": {"trust_remote_code": True}}, "never run"),
+        ({"max_model_len": "long"}, "expected int or null"),
+    ],
+)
+def test_options_that_cannot_be_are_told_at_once(folder, options, message):
+    with pytest.raises(BadInput, match=message) as error:
+        engine(agent(folder, options=options))
+    assert "ash" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is at least 0"),
+        ({"extra_body": {"top_q": 3}}, "Did you mean 'top_p|Allowed: .*top_k"),
+        ({"extra_body": {"top_k": "many"}}, "is no number"),
+        ({"extra_body": ["top_k"]}, "is no mapping"),
+    ],
+)
+def test_sampling_that_cannot_be_is_told_at_once(folder, sampling, message):
+    with pytest.raises(BadInput, match=message) as error:
+        engine(agent(folder, **sampling))
+    assert "agent 'ash'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gpus": "all"}, r"engine\.gpus"),
+        ({"residents": 0}, r"engine\.residents"),
+        ({"sleep_level": 3}, r"engine\.sleep_level"),
+        ({"gpu_memory_utilization": 0.0}, r"engine\.gpu_memory_utilization"),
+    ],
+)
+def test_settings_of_the_engine_are_checked(folder, settings, message):
+    with pytest.raises(BadInput, match=message):
+        engine(agent(folder), **settings)
+
+
+def test_models_that_are_none_are_told_at_once(folder):
+    with pytest.raises(BadInput, match="no folder"):
+        engine(agent(folder / "nothing"))
+    with pytest.raises(BadInput, match="engine=simulator"):
+        engine(agent("simulated"))
+
+
+def test_what_decides_no_sample_is_not_in_the_fingerprint(folder):
+    plain = agent(folder).fingerprint()
+    options = {
+        "tensor_parallel_size": 2, "gpu_memory_utilization": 0.3, "gpus": [0, 1], "max_num_seqs": 8,
+        "prefix_caching": False, "arguments": {"enforce_eager": True, "load_format": "safetensors"},
+    }  # fmt: skip
+    assert engine(agent(folder, options=options)).agents["ash"].fingerprint() == plain
+    for options in (
+        {"dtype": "bfloat16"},
+        {"quantization": "fp8"},
+        {"max_model_len": 128},
+        {"arguments": {"kv_cache_dtype": "fp8"}},
+    ):
+        own = engine(agent(folder, options=options)).agents["ash"].fingerprint()
+        assert own != plain
+        shared = engine(agent(folder), **options).agents["ash"].fingerprint()
+        assert shared == own
+
+
+def test_an_agents_options_override_the_engines_and_arguments_add_up():
+    shared = {"max_num_seqs": 256, "dtype": "auto", "arguments": {"block_size": 16, "enforce_eager": True}}
+    options = {"dtype": "bfloat16", "arguments": {"block_size": 32}}
+    made = Settings.of(shared, options, "options", "agent 'a'")
+    assert (made.dtype, made.max_num_seqs) == ("bfloat16", 256)
+    assert made.arguments == {"block_size": 32, "enforce_eager": True}
+
+
+def test_agents_of_one_model_share_its_engine(folder, tmp_path):
+    other = causal_model(tmp_path, seed=1)
+    made = engine(
+        agent(folder, "ash"),
+        agent(folder, "oak", temperature=0.0),
+        agent(other, "elm"),
+        agent(folder, "fir", options={"dtype": "bfloat16"}),
+    )
+    assert [model.name for model in made.models()] == ["ash", "elm", "fir"]
+
+
+def test_agents_and_reward_are_placed_together(folder, tmp_path):
+    reward = Classifier(model=str(classifier_model(tmp_path / "reward")))
+    here, there = engine(agent(folder, "ash")), engine(agent(folder, "oak"))
+    _share_gpus([here, there, reward])
+    gpus = [Gpu(0, "a GPU", 24 * GIB, 24 * GIB), Gpu(1, "a GPU", 24 * GIB, 24 * GIB)]
+    made = here.ground.plan(lambda: gpus)
+    assert made is not None and set(made.seats) == {"ash", "oak", "reward"}
+    assert there.ground is here.ground
+    with pytest.raises(BadInput, match="must agree"):
+        _share_gpus([here, engine(agent(folder), residents=1)])
+
+
+def test_a_reward_on_a_named_device_is_not_placed(tmp_path):
+    reward = Classifier(model=str(classifier_model(tmp_path)), device="cpu")
+    ground = Ground()
+    reward.join(ground)
+    made = ground.plan(lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    assert made is not None and not made.seats
+
+
+def test_the_reward_of_vllm_is_that_of_the_classifier(tmp_path):
+    model = str(classifier_model(tmp_path))
+    usual, ours = Classifier(model=model), VllmClassifier(model=model, dtype="float32", max_length=128)
+    assert ours.fingerprint() == usual.fingerprint() and ours.shape == usual.shape
+    assert VllmClassifier(model=model, quantization="fp8").fingerprint() != usual.fingerprint()
+    [wanted] = ours.models()
+    assert not wanted.sleeps
+    with pytest.raises(BadInput, match="no folder"):
+        VllmClassifier(model=str(tmp_path / "nothing"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_first_draw_says_how_to_install_it(folder):
+    messages = [{"role": "user", "content": "Hello"}]
+    one = Draw(bytes(16), Problem("p", "Hello"), Request("ash"), messages, b"a", b"p", 0, 0)
+
+    async def ask() -> None:
+        made = engine(agent(folder))
+        try:
+            await made.sample(one)
+        finally:
+            await made.close()
+
+    with pytest.raises(BadInput, match=r"pip install 'toa-exp\[vllm\]'"):
+        asyncio.run(ask())
+
+
+def test_constructing_the_engine_loads_neither_torch_nor_vllm():
+    code = (
+        "import sys; from toa_exp.engines.vllm import Vllm; Vllm({}); "
+        "import toa_exp.rewards.vllm_classifier; sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,110 @@
+"""The GPUs that this process sees, and one plan for all that it runs on them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from tqdm import tqdm
+
+from toa_exp.engines.packing import Gpu, Model, Plan
+from toa_exp.engines.placement import plan
+from toa_exp.errors import BadInput, Unavailable
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 300.0  # seconds; many GPUs without persistence mode take long to answer
+# In a process of its own: asking for free memory starts CUDA, after which no child can be forked.
+_ASK = """
+import json, torch
+print(json.dumps([
+    [torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i)] for i in range(torch.cuda.device_count())
+]))
+"""
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that torch sees, with CUDA_VISIBLE_DEVICES applied; none on a machine without.
+
+    Raises Unavailable where they do not answer.
+    """
+    import torch
+
+    if not torch.cuda.device_count():
+        return []
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=_PATIENCE, check=True
+        )
+        rows = json.loads(asked.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
+        raise Unavailable(f"the GPUs cannot be asked for their memory {said}; try nvidia-smi") from error
+    return [Gpu(index, name, total, free) for index, (name, free, total) in enumerate(rows)]
+
+
+class Ground:
+    """The GPUs that engines and reward model of a run share, and who has which part of them.
+
+    `gpus` is "auto" for all that are visible, or the indices of some of these. Of each the fraction
+    `utilization` is used. `residents` models of a GPU are in memory at once, None for as many as fit.
+    Those who want a place are added; the plan is made, and printed, when the first of them loads.
+    """
+
+    def __init__(
+        self, gpus: str | Sequence[int] = "auto", utilization: float = 0.9, residents: int | None = None
+    ) -> None:
+        self.terms = (gpus, utilization, residents)
+        self._wanted: list[Callable[[], Sequence[Model]]] = []
+        self._locks: dict[int, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._made: Plan | None = None
+        self._settled = False
+
+    def add(self, models: Callable[[], Sequence[Model]]) -> None:
+        """Plan for what `models` returns; it is called when the plan is made."""
+        self._wanted.append(models)
+
+    def plan(self, gpus: Callable[[], Sequence[Gpu]] = visible_gpus) -> Plan | None:
+        """The plan, made once; None where there is no GPU. Raises BadInput where they do not fit."""
+        with self._lock:
+            if not self._settled:
+                chosen = self._chosen(gpus())
+                if chosen:
+                    _, utilization, residents = self.terms
+                    models = [model for wanted in self._wanted for model in wanted()]
+                    self._made = plan(models, chosen, utilization=utilization, residents=residents)
+                    said = f"plan for {len(chosen)} GPUs ({chosen[0].name}):\n{self._made.table()}"
+                    log.info("%s", said)
+                    tqdm.write(said, file=sys.stderr)  # above a bar; logs of this level are in the file only
+                self._settled = True
+            return self._made
+
+    @contextlib.contextmanager
+    def loading(self, gpus: Sequence[int]) -> Iterator[None]:
+        """Keep others from loading on the same GPUs (none: the CPU), since engines measure what is free."""
+        with self._lock:
+            locks = [self._locks.setdefault(index, threading.Lock()) for index in sorted(gpus) or [-1]]
+        with contextlib.ExitStack() as held:
+            for lock in locks:
+                held.enter_context(lock)
+            yield
+
+    def _chosen(self, gpus: Sequence[Gpu]) -> list[Gpu]:
+        wanted = self.terms[0]
+        if wanted == "auto":
+            return list(gpus)
+        if isinstance(wanted, str):
+            raise BadInput(f"engine.gpus={wanted!r}: give auto, or a list of indices such as [0,1]")
+        missing = [index for index in wanted if index not in range(len(gpus))]
+        if missing or not wanted:
+            raise BadInput(
+                f"engine.gpus={list(wanted)} names {missing or 'none'} of the {len(gpus)} visible GPUs; "
+                f"indices start at 0 and count what CUDA_VISIBLE_DEVICES leaves"
+            )
+        return [gpu for gpu in gpus if gpu.index in wanted]

@@ -1,0 +1,144 @@
+"""How much memory a model takes, read from its files without loading them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toa_exp.ensemble import model_config
+from toa_exp.errors import BadInput
+
+log = logging.getLogger(__name__)
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+# Bytes a parameter, scales and what stays in 16 bits included; vLLM quantises so while it loads.
+_QUANTISED = {"fp8": 1.15, "bitsandbytes": 0.7}
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of the weights, bytes that a token takes in the KV cache, and the most tokens of a sequence."""
+
+    weights: int
+    cache: int
+    window: int | None
+
+
+def size_of(
+    model: str,
+    revision: str | None,
+    whose: str,
+    *,
+    dtype: str = "auto",
+    quantization: str | None = None,
+    cache_dtype: str = "auto",
+    full: bool = False,
+) -> Size:
+    """What a model takes on a GPU: weights as its files have them, in the format it is loaded in.
+
+    `dtype` "auto" is that of the files; vLLM takes 16 bits where they have 32, unless `full`. Raises
+    BadInput where the model has no config.json, or one without the fields that the cache depends on.
+    """
+    given = model_config(model, revision, whose)
+    config = {**given, **(given.get("text_config") or {})}
+    stored = _stored(config)
+    usual = "bfloat16" if stored == "float32" and not full else stored
+    loaded = usual if dtype == "auto" else dtype
+    weights = _files(model, revision)
+    if weights is None:
+        log.warning("%s: the files of %r are not here yet; its size is counted from its config", whose, model)
+        weights = _counted(given, whose) * BYTES[stored]
+    if config.get("quantization_config") or given.get("quantization_config"):
+        pass  # the files are quantised already
+    elif quantization in _QUANTISED:
+        weights = int(weights / BYTES[stored] * _QUANTISED[quantization])
+    else:
+        weights = weights * BYTES[loaded] // BYTES[stored]
+    element = 1 if cache_dtype.startswith("fp8") else BYTES[loaded]
+    window = config.get("max_position_embeddings") or config.get("n_positions")
+    return Size(weights, _cache(config, whose) * element, None if window is None else int(window))
+
+
+def _stored(config: Mapping[str, Any]) -> str:
+    """The number format of the files; bfloat16 where the config does not say."""
+    name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
+    return name if name in BYTES else "bfloat16"
+
+
+def _cache(config: Mapping[str, Any], whose: str) -> int:
+    """Numbers that a token adds to the KV cache, all layers together.
+
+    Sliding windows are not made use of, so that it is rather too much.
+    """
+    layers = _field(config, whose, "num_hidden_layers", "n_layer", "n_layers")
+    if config.get("kv_lora_rank"):  # multi-head latent attention (DeepSeek) keeps one vector for all heads
+        return layers * (int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0))
+    heads = _field(config, whose, "num_attention_heads", "n_head", "n_heads")
+    hidden = _field(config, whose, "hidden_size", "n_embd", "dim")
+    pairs = int(config.get("num_key_value_heads") or heads)
+    return 2 * layers * pairs * int(config.get("head_dim") or hidden // heads)
+
+
+def _field(config: Mapping[str, Any], whose: str, *names: str) -> int:
+    for name in names:
+        if config.get(name) is not None:
+            return int(config[name])
+    raise BadInput(
+        f"{whose}: its config.json has no {' or '.join(names)}, so what it takes on a GPU is unknown; give "
+        f"its part of the GPU with options.gpu_memory_utilization=<fraction>"
+    )
+
+
+def _files(model: str, revision: str | None) -> int | None:
+    """Bytes of the safetensors files of a folder or a hub id; None where they cannot be had."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if (folder / _INDEX).is_file():
+            return _indexed(folder / _INDEX)
+        files = [path.stat().st_size for path in folder.glob("model*.safetensors")]
+        files = files or [path.stat().st_size for path in folder.glob("*.safetensors")]
+        return sum(files) or None
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return _indexed(Path(hf_hub_download(model, _INDEX, revision=revision)))
+    except LocalEntryNotFoundError:
+        return None
+    except EntryNotFoundError:
+        pass  # one file has it all
+    except (HfHubHTTPError, OSError):
+        return None
+    try:
+        siblings = HfApi().model_info(model, revision=revision, files_metadata=True).siblings or []
+    except (HfHubHTTPError, OSError):
+        return None
+    return sum(file.size or 0 for file in siblings if file.rfilename.endswith(".safetensors")) or None
+
+
+def _indexed(path: Path) -> int | None:
+    try:
+        return int(json.loads(path.read_text())["metadata"]["total_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _counted(config: Mapping[str, Any], whose: str) -> int:
+    """Parameters of the model class that a config.json names."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(AutoConfig.for_model(**config))  # type: ignore[no-untyped-call]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{whose}: transformers knows no model of its config.json ({error}), so what it takes on a GPU "
+            f"is unknown; give its part of the GPU with options.gpu_memory_utilization=<fraction>"
+        ) from error
+    return sum(weight.numel() for weight in model.parameters())

@@ -1,0 +1,280 @@
+"""The engine of real runs: vLLM's async engine in the care of this process, one for every model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
+from typing import Any
+
+from toa_exp.core import Usage
+from toa_exp.draws import Draw, Sample
+from toa_exp.engines import loading
+from toa_exp.engines.gpus import Ground
+from toa_exp.engines.packing import Model
+from toa_exp.engines.turns import Turns, check_residents
+from toa_exp.engines.vllm_process import Process, Recipe
+from toa_exp.engines.vllm_settings import Settings, sampling_of
+from toa_exp.ensemble import Agent
+from toa_exp.errors import BadInput, Unavailable, choose
+
+_SHARED = [
+    "dtype",
+    "quantization",
+    "max_model_len",
+    "tensor_parallel_size",
+    "max_num_seqs",
+    "prefix_caching",
+    "arguments",
+]
+
+
+class _Served:
+    """A model with its process and tokenizer; `agent` is the first of those that use it.
+
+    Tokens are made and read in a thread, so that long prompts do not hold up the loop.
+    """
+
+    def __init__(self, agent: Agent, process: Process) -> None:
+        self.process = process
+        self.thread = ThreadPoolExecutor(1)
+        self.stop: frozenset[int] = frozenset()
+        self._agent = agent
+        self._tokenizer: Any = None
+
+    async def tokens(self, draw: Draw) -> list[int]:
+        """The prompt of a draw, worded and read as by the transformers engine."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self._read, draw)
+
+    async def text(self, tokens: Sequence[int]) -> str:
+        """What tokens say, without the one that ends them."""
+        if tokens and tokens[-1] in self.stop:
+            tokens = tokens[:-1]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.thread, loading.text_of, self._tokenizer, list(tokens))
+
+    def _read(self, draw: Draw) -> list[int]:
+        whose = f"agent {draw.request.agent!r}"
+        if self._tokenizer is None:
+            model, revision = self._agent.model, self._agent.revision
+            tokenizer = loading.load_tokenizer(model, revision, whose)
+            self.stop = loading.stop_tokens(loading.generation_config(model, revision, whose), tokenizer)
+            self._tokenizer = tokenizer
+        return loading.token_ids(self._tokenizer, draw.messages, whose, reply=True)
+
+
+class Vllm:
+    """Engine of language models with a chat template, run by vLLM on GPUs or a CPU.
+
+    The first eight settings are those of `vllm_settings.Settings`; an agent's `options` override them.
+    Agents of the same model and settings share its engine. `gpu_memory_utilization` is the
+    fraction of every GPU that all models on it take together, and in an agent's options that of its
+    model alone. `gpus` are the GPUs to use, "auto" for all that are visible. `residents` is how many
+    models of a GPU (or of the CPU) are in memory at once while the others sleep, "auto" for as many as
+    fit; see `engines.turns`, also for `patience`. `sleep_level` 1 keeps the weights of sleepers in the
+    machine's memory, 2 reads them again.
+
+    Every draw has a seed of its own, so that in float32 its text does not depend on its batch; in 16
+    bits it may, through rounding. `sample` raises BadInput for a model or setting that cannot be used
+    and Unavailable where an engine died, which is then started again.
+    """
+
+    def __init__(
+        self,
+        agents: Mapping[str, Agent],
+        *,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        max_model_len: int | None = None,
+        tensor_parallel_size: int = 1,
+        max_num_seqs: int = 256,
+        prefix_caching: bool = True,
+        arguments: dict[str, Any] | None = None,
+        gpu_memory_utilization: float = 0.9,
+        gpus: str | list[int] = "auto",
+        residents: str | int = "auto",
+        patience: float = 10.0,
+        sleep_level: int = 1,
+    ) -> None:
+        if not 0 < gpu_memory_utilization <= 1:
+            raise BadInput(f"engine.gpu_memory_utilization={gpu_memory_utilization} is a fraction, up to 1")
+        if isinstance(gpus, str) and gpus != "auto":
+            raise choose("engine.gpus", gpus, ["auto", "a list of indices"])
+        if sleep_level not in (1, 2):
+            raise choose("engine.sleep_level", sleep_level, ["1", "2"])
+        shared = {
+            "dtype": dtype,
+            "quantization": quantization,
+            "max_model_len": max_model_len,
+            "tensor_parallel_size": tensor_parallel_size,
+            "max_num_seqs": max_num_seqs,
+            "prefix_caching": prefix_caching,
+            "arguments": arguments or {},
+        }
+        self._residents = check_residents(residents)
+        self._patience = patience
+        self._level = sleep_level
+        self._said: list[str] = []
+        self._settings = {name: _settings(agent, shared) for name, agent in agents.items()}
+        self.agents = {
+            name: replace(agent, deciding=self._settings[name].deciding()) for name, agent in agents.items()
+        }
+        self._extra = {name: sampling_of(agent) for name, agent in agents.items()}
+        first: dict[str, str] = {}
+        self._serving = {
+            name: first.setdefault(repr((agent.model, agent.revision, self._settings[name])), name)
+            for name, agent in agents.items()
+        }
+        self._opening: asyncio.Task[Mapping[str, Turns]] | None = None
+        self._served: dict[str, _Served] = {}
+        self.ground = Ground(gpus, gpu_memory_utilization, self._residents)
+        self.ground.add(self.models)
+
+    @staticmethod
+    def deciding(agent: Agent, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What has a say in an agent's samples, where the engine has these fields of its YAML."""
+        return _settings(agent, {name: fields[name] for name in _SHARED if name in fields}).deciding()
+
+    def join(self, ground: Ground) -> None:
+        """Be planned together with what else is on `ground`. Raises BadInput where the terms differ."""
+        if ground.terms != self.ground.terms:
+            raise BadInput(
+                f"engines on the same GPUs must agree in gpus, gpu_memory_utilization and residents: "
+                f"{self.ground.terms} and {ground.terms}"
+            )
+        self.ground = ground
+        ground.add(self.models)
+
+    def models(self) -> list[Model]:
+        """What has to be placed: every model, under the name of the first agent that uses it."""
+        return [
+            self._settings[name].model(name, agent.model, agent.revision, f"agent {name!r}")
+            for name, agent in self._first().items()
+        ]
+
+    async def sample(self, draw: Draw) -> Sample:
+        """The sample of a draw; its seconds are its share of the engine's."""
+        agent = self.agents[draw.request.agent]
+        turns = (await self._opened()).get(self._serving[agent.name])
+        served = self._served[self._serving[agent.name]]
+        prompt = await served.tokens(draw)
+        async with turns.turn(self._serving[agent.name]) if turns is not None else nullcontext():
+            return await self._draw(served, agent, draw, prompt)
+
+    async def close(self) -> None:
+        """End all engines."""
+        self._said = self.report()
+        opening, self._opening = self._opening, None
+        served, self._served = self._served, {}
+        if opening is None:
+            return
+        [turns] = await asyncio.gather(opening, return_exceptions=True)
+        async with AsyncExitStack() as held:
+            for one in served.values():
+                held.callback(one.thread.shutdown)
+                held.push_async_callback(one.process.close)
+            if not isinstance(turns, BaseException):
+                for several in set(turns.values()):
+                    held.push_async_callback(several.close)
+
+    def report(self) -> list[str]:
+        """What there is to say of time sharing."""
+        if self._opening is None or not self._opening.done() or self._opening.exception() is not None:
+            return self._said
+        return [turns.report() for turns in dict.fromkeys(self._opening.result().values())]
+
+    async def _opened(self) -> Mapping[str, Turns]:
+        """The turns, by agent; whoever asks first has the places taken."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(asyncio.to_thread(self._open))
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)
+        except Unavailable:
+            if self._opening is opening:
+                self._opening = None  # the next one tries again
+            raise
+
+    def _first(self) -> dict[str, Agent]:
+        """The first agent of every model."""
+        return {name: self.agents[name] for name in dict.fromkeys(self._serving.values())}
+
+    def _open(self) -> Mapping[str, Turns]:
+        """Plan, and give every model its process; returns the turns of those that take them."""
+        plan = self.ground.plan()
+        first = self._first()
+        if plan is not None:
+            stages = [(stage.names, stage.awake) for stage in plan.stages if set(stage.names) & set(first)]
+        elif self._residents is not None and self._residents < len(first):
+            stages = [(tuple(first), self._residents)]
+        else:
+            stages = []
+        turns: dict[str, Turns] = {}
+        for names, awake in stages:
+            turns |= dict.fromkeys(
+                names, Turns(names, awake, self._wake, self._sleep, patience=self._patience)
+            )
+        for name, agent in first.items():
+            recipe = self._recipe(agent, sleeps=name in turns)
+            seat = None if plan is None else plan.seats[name]
+            self._served[name] = _Served(agent, Process(recipe, self.ground, seat))
+        return turns
+
+    def _recipe(self, agent: Agent, *, sleeps: bool) -> Recipe:
+        settings, whose = self._settings[agent.name], f"agent {agent.name!r}"
+        arguments = settings.engine_arguments(agent.model, agent.revision)
+        return Recipe(
+            whose,
+            agent.model,
+            {**arguments, "enable_sleep_mode": sleeps},
+            lambda: settings.cpu_arguments(agent.model, agent.revision, whose),
+            settings.arguments,
+            engines=len(self._first()),
+            level=self._level,
+        )
+
+    async def _wake(self, name: str) -> None:
+        await self._served[name].process.wake()
+
+    async def _sleep(self, name: str) -> None:
+        await self._served[name].process.sleep()
+
+    async def _draw(self, served: _Served, agent: Agent, draw: Draw, prompt: list[int]) -> Sample:
+        limit = min(int(agent.sampling["max_tokens"]), await served.process.window() - len(prompt))
+        if limit < 1:
+            return Sample("", Usage(len(prompt), 0), 0.0, "context_window")
+        from vllm import SamplingParams  # it is there once the process is
+        from vllm.sampling_params import RequestOutputKind
+
+        try:
+            params = SamplingParams(
+                temperature=float(agent.sampling["temperature"]),
+                top_p=float(agent.sampling["top_p"]),
+                max_tokens=limit,
+                # As engine=openai sends it, so that a server of vLLM's gives the same text.
+                seed=draw.sampling_seed >> 32,
+                stop_token_ids=sorted(served.stop),
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                **self._extra[agent.name],
+            )
+        except ValueError as error:
+            raise BadInput(f"agent {agent.name!r} cannot be sampled so: {error}") from error
+        answer, seconds = await served.process.generate(prompt, params)
+        written = answer.outputs[0]
+        if written.finish_reason not in ("stop", "length"):
+            raise Unavailable(f"agent {agent.name!r}: vLLM ended an answer with {written.finish_reason!r}")
+        return Sample(
+            await served.text(written.token_ids), Usage(len(prompt), len(written.token_ids)), seconds
+        )
+
+
+def _settings(agent: Agent, shared: Mapping[str, Any]) -> Settings:
+    """Raises BadInput for an agent that cannot be run here, as far as no model is needed to tell."""
+    whose = f"agent {agent.name!r}"
+    if agent.simulated:
+        raise BadInput(f"{whose} has model 'simulated'; choose engine=simulator, or give it a model")
+    loading.check_model(agent.model, whose)
+    return Settings.of(shared, agent.options, f"ensemble.agents.{agent.name}.options", whose)

@@ -1,0 +1,298 @@
+"""A model run by vLLM: one engine in a process of its own, started, put to sleep and restarted here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from toa_exp.engines import loading
+from toa_exp.engines.gpus import Ground
+from toa_exp.engines.orphans import Guard
+from toa_exp.engines.packing import Seat
+from toa_exp.errors import BadInput, Unavailable, choose, missing_extra
+
+if TYPE_CHECKING:
+    from vllm import PoolingParams, PoolingRequestOutput, RequestOutput, SamplingParams
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 400  # characters of an error
+_SHUTDOWN = 3.0  # seconds; an engine has nothing to lose
+# What vLLM's processes find in the environment, unless the user says otherwise.
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which do not survive a fork
+}
+_CPU_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else several engines are bound to the same cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process for the engine instead of two
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to start an engine: vLLM's arguments, those of a CPU, and who it is for.
+
+    `engines` is how many of them share the machine, `level` vLLM's sleep level.
+    """
+
+    whose: str
+    model: str
+    arguments: Mapping[str, Any]
+    cpu_arguments: Callable[[], Mapping[str, Any]]
+    given: Mapping[str, Any]
+    engines: int = 1
+    level: int = 1
+
+
+class Process:
+    """A vLLM engine that is started when it is first needed and again after it died.
+
+    `seat` is its place on the GPUs, None where there are none. Its methods raise BadInput where the
+    model cannot be run so, and Unavailable where the engine died.
+    """
+
+    def __init__(self, recipe: Recipe, ground: Ground, seat: Seat | None) -> None:
+        self._recipe = recipe
+        self._ground = ground
+        self._seat = seat
+        self._start: asyncio.Task[Any] | None = None
+        self._live: Any = None
+        self._ran = False
+        self._guard: Guard | None = None
+        self._asleep = False
+        self._sleeps = False
+        self._numbers = itertools.count()
+        self._under_way = 0
+        self._busy = 0.0
+        self._counted = 0.0
+
+    async def window(self) -> int:
+        """The most tokens of prompt and answer together."""
+        engine = await self._engine()
+        return int(engine.model_config.max_model_len)
+
+    async def hf_config(self) -> Any:
+        """The model's configuration, as transformers has it."""
+        engine = await self._engine()
+        return engine.model_config.hf_config
+
+    async def generate(self, prompt: Sequence[int], params: SamplingParams) -> tuple[RequestOutput, float]:
+        """What the model writes after the tokens of a prompt, and its share of the engine's seconds."""
+        return await self._ask("generate", prompt, params)
+
+    async def encode(
+        self, prompt: Sequence[int], params: PoolingParams
+    ) -> tuple[PoolingRequestOutput[Any], float]:
+        """What a pooling model makes of tokens, and its share of the engine's seconds."""
+        return await self._ask("encode", prompt, params)
+
+    async def wake(self) -> None:
+        """Have the weights in place: start the engine, or end its sleep."""
+        engine = await self._engine()
+        if not self._asleep:
+            return
+        try:
+            if self._recipe.level == 1:
+                await engine.wake_up()
+            else:  # https://docs.vllm.ai/en/latest/features/sleep_mode/
+                await engine.wake_up(tags=["weights"])
+                await engine.collective_rpc("reload_weights")
+                await engine.wake_up(tags=["kv_cache"])
+        except Exception as error:
+            await self.close()
+            raise Unavailable(f"{self._recipe.whose}: vLLM does not wake up: {error!r}") from error
+        self._asleep = False
+
+    async def sleep(self) -> None:
+        """Free the memory: on a GPU the process stays and sleeps, on a CPU it ends."""
+        if self._start is None or not self._sleeps:
+            await self.close()
+            return
+        engine = await self._engine()
+        try:
+            await engine.sleep(level=self._recipe.level, mode="wait")
+            self._asleep = True
+        except Exception:
+            await self.close()  # whatever it holds is free then
+            raise
+
+    async def close(self) -> None:
+        """End the process."""
+        start, self._start, self._live = self._start, None, None
+        self._asleep = False
+        if start is None:
+            return
+        try:
+            engine: Any = await start
+        except (BadInput, Unavailable):
+            return
+        await asyncio.to_thread(self._end, engine)
+
+    async def _ask(self, what: str, prompt: Sequence[int], params: Any) -> tuple[Any, float]:
+        from vllm.inputs import tokens_input
+
+        engine = await self._engine()
+        answer = None
+        began = self._clock(0)
+        self._clock(1)
+        try:
+            given = tokens_input(list(prompt))
+            async for output in getattr(engine, what)(given, params, str(next(self._numbers))):
+                answer = output
+        except Exception as error:
+            raise await self._reason(engine, error) from error
+        finally:
+            ended = self._clock(-1)
+        if answer is None:
+            raise Unavailable(f"{self._recipe.whose}: vLLM ended a request without an answer")
+        return answer, ended - began
+
+    def _clock(self, more: int) -> float:
+        """Seconds, shared out over the requests under way; of these there are `more` from now on."""
+        now = time.monotonic()
+        if self._under_way:
+            self._busy += (now - self._counted) / self._under_way
+        self._counted = now
+        self._under_way += more
+        return self._busy
+
+    async def _reason(self, engine: Any, error: Exception) -> Exception:
+        """What to raise for an error of a request; a dead engine is cleared away."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        whose = self._recipe.whose
+        if isinstance(error, EngineDeadError) or engine.errored:
+            if self._live is engine:  # else another one's request was first to find out
+                await self.close()
+            return Unavailable(
+                f"{whose}: the vLLM engine of {self._recipe.model!r} died; what it printed says why. It is "
+                f"started again; if it was for want of memory, lower options.max_num_seqs or "
+                f"options.gpu_memory_utilization"
+            )
+        if isinstance(error, VLLMClientError | ValueError):
+            return BadInput(f"{whose}: vLLM refuses a request to {self._recipe.model!r}: {error}")
+        return Unavailable(f"{whose}: vLLM failed a request to {self._recipe.model!r}: {error!r}")
+
+    async def _engine(self) -> Any:
+        """The engine; whoever asks first starts it."""
+        if self._start is None:
+            self._start = asyncio.create_task(asyncio.to_thread(self._begin))
+        start = self._start
+        try:
+            engine = await asyncio.shield(start)
+        except Unavailable:
+            if self._start is start:
+                self._start = None  # the next one tries again
+            raise
+        if self._start is start:
+            self._live, self._ran = engine, True
+        return engine
+
+    def _begin(self) -> Any:
+        """Start the engine; takes seconds to minutes, in a thread."""
+        recipe, seat = self._recipe, self._seat
+        with self._ground.loading(seat.gpus if seat else ()), _environment(seat is None, recipe.engines):
+            with loading.ONE_AT_A_TIME:
+                _check_vllm()
+            log.info("%s: starting vLLM for %s", recipe.whose, recipe.model)
+            started = time.monotonic()
+            self._guard = Guard()
+            try:
+                engine = self._make(seat)
+            except BadInput:
+                self._guard.close()
+                raise
+            except Exception as error:
+                self._guard.close()
+                raise self._failure(error) from error
+            self._guard.settled()
+            log.info("%s: vLLM is there after %.0f s", recipe.whose, time.monotonic() - started)
+            return engine
+
+    def _end(self, engine: Any) -> None:
+        """Shut the engine down."""
+        engine.shutdown(_SHUTDOWN)
+        if self._guard is not None:
+            self._guard.close()
+
+    def _make(self, seat: Seat | None) -> Any:
+        with loading.ONE_AT_A_TIME:
+            engine, config = self._configured(seat)
+        return engine.from_vllm_config(config, disable_log_stats=True)
+
+    def _configured(self, seat: Seat | None) -> tuple[Any, Any]:
+        """The class of the engine, and what to make it with."""
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        recipe = self._recipe
+        arguments = dict(recipe.arguments)
+        if seat is not None:
+            arguments |= {"device_ids": list(seat.gpus), "gpu_memory_utilization": seat.share}
+            self._sleeps = bool(arguments.get("enable_sleep_mode"))
+        elif current_platform.is_cpu():
+            arguments |= recipe.cpu_arguments()
+            arguments["enable_sleep_mode"] = False
+        known = AsyncEngineArgs.__dataclass_fields__
+        for name in recipe.given:
+            if name not in known:
+                raise choose(f"arguments of {recipe.whose} (vLLM's AsyncEngineArgs):", name, list(known))
+        return AsyncLLM, AsyncEngineArgs(**arguments | dict(recipe.given)).create_engine_config()
+
+    def _failure(self, error: Exception) -> Exception:
+        recipe = self._recipe
+        reason = " ".join(str(error).split())[:_SHOWN]
+        if self._ran:  # it ran before, so that the model is not to blame
+            return Unavailable(f"{recipe.whose}: vLLM does not start again: {reason}")
+        return BadInput(
+            f"{recipe.whose}: vLLM cannot run {recipe.model!r} ({type(error).__name__}: {reason}). What it "
+            f"printed above says why (more of it with VLLM_LOGGING_LEVEL=INFO). Check the model folder or "
+            f"hub id, and its options: max_model_len, gpu_memory_utilization, quantization, arguments"
+        )
+
+
+def _check_vllm() -> None:
+    """Raise BadInput where vLLM is not installed or does not go with what is."""
+    try:
+        import vllm.engine.arg_utils  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "vllm":
+            raise missing_extra("vllm", "vllm") from error
+        raise BadInput(
+            f"vllm needs {error.name}, which is not installed; pip install {error.name}"
+        ) from error
+    except (ImportError, OSError) as error:
+        raise BadInput(
+            f"vllm cannot be imported ({error}); install it for the torch that is here, in an environment "
+            f"of its own: pip install 'toa-exp[vllm]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def _environment(cpu: bool, engines: int) -> Iterator[None]:
+    """The environment for vLLM's processes, which is as before when they have started."""
+    before = dict(os.environ)
+    for name, value in {**_ENVIRONMENT, **(_CPU_ENVIRONMENT if cpu else {})}.items():
+        os.environ.setdefault(name, value)
+    if cpu:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // engines)))
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
