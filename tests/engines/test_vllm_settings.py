@@ -5,9 +5,11 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from tiny_models import causal_model, classifier_model
 
 from toa_exp.core import Problem, Request
@@ -18,7 +20,7 @@ from toa_exp.engines.vllm import Vllm
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput
-from toa_exp.job import _share_gpus
+from toa_exp.job import _decided, _share_gpus
 from toa_exp.rewards.classifier import Classifier
 from toa_exp.rewards.vllm_classifier import VllmClassifier
 
@@ -183,3 +185,12 @@ def test_constructing_the_engine_loads_neither_torch_nor_vllm():
         "import toa_exp.rewards.vllm_classifier; sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_decides_is_known_wherever_the_engine_is(folder):
+    node = {"_target_": "toa_exp.engines.vllm.Vllm", "quantization": "fp8", "gpus": "auto", "residents": 1}
+    config = OmegaConf.create(
+        {"engine": node, "engines": {"usual": {"_target_": "toa_exp.engines.vllm.Vllm"}}}
+    )
+    assert _decided(agent(folder), config).deciding == {"quantization": "fp8"}
+    assert _decided(replace(agent(folder), engine="usual"), config).deciding == {}
