@@ -73,7 +73,9 @@ def test_the_first_write_wins_and_the_loser_is_told(where):
         other.close()
         return [result.text for result in results]
 
-    assert asyncio.run(race()) == ["first", "alone", "first", "alone too"]
+    ours, alone, theirs, alone_too = asyncio.run(race())
+    assert ours == theirs and ours in ("first", "second")  # on a server either may be
+    assert (alone, alone_too) == ("alone", "alone too")
 
 
 @pytest.mark.parametrize("own", [True, False])
