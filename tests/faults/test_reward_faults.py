@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from process import NEVER, Service, arguments, service, stored, toa, trajectories
-from test_endpoints import undisturbed
+from test_endpoint_faults import undisturbed
 
 __all__ = ["undisturbed"]
 pytestmark = pytest.mark.slow
