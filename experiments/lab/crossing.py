@@ -3,7 +3,7 @@
 For each number of parts of a problem (the dial) TOA is compared with parallel sampling at the compute of
 its own budget. Runs go below results/crossing-<parts>; rerun to go on.
 
-    python experiments/lab/crossing.py
+    python experiments/lab/crossing.py --problems 200
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import csv
 import subprocess
 import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,9 +66,9 @@ def draw(rows: dict[int, list[Comparison]], metric: str, made: str, stem: Path) 
         above = [(row.upper or 0.0) - (row.difference or 0.0) for _, row in points]
         axes.errorbar(x, y, (below, above), label=f"over {method}", marker="o", capsize=2, linewidth=1.2)
     axes.set_xlabel("Parts of a problem")
-    axes.set_ylabel(f"{metric}: TOA minus the other, at equal FLOPs")
+    axes.set_ylabel(f"{metric}: TOA minus the other,\nat equal FLOPs")
     axes.legend(frameon=False)
-    figure.supxlabel(made, fontsize=4, color="#7f7f7f")
+    figure.supxlabel("\n".join(textwrap.wrap(made, 120, break_long_words=True)), fontsize=4, color="#7f7f7f")
     for ending in ("png", "svg"):
         figure.savefig(
             stem.with_suffix(f".{ending}"), dpi=200, metadata={} if ending == "png" else {"Date": None}

@@ -270,7 +270,10 @@ def server(tmp_path: Path) -> Iterator[str]:
     ]  # fmt: skip
     log = tmp_path / "server.log"
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+        )  # fmt: skip
     try:
         deadline = time.monotonic() + 300
         while True:

@@ -142,7 +142,10 @@ def test_one_that_never_comes_up_is_not_tried_again(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_all_end_with_the_parent_however_it_ends(tmp_path, number):
     one = server(tmp_path)
-    parent = "import subprocess, sys; subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE).wait()"
+    parent = (  # in the background of a shell it would ignore SIGINT
+        "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE).wait()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", parent, sys.executable, str(GUARD), *one.command],
         start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
