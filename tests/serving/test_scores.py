@@ -12,8 +12,8 @@ from toa_exp.core import Problem
 from toa_exp.draws import Score
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.labels import LAB_WEIGHTS
-from toa_exp.rewards.http import HTTP
 from toa_exp.rewards.classifier import Classifier
+from toa_exp.rewards.http import HTTP
 from toa_exp.rewards.verifier import Verifier
 from toa_exp.serving.scores import Withheld, scores_app
 

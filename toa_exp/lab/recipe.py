@@ -144,9 +144,7 @@ class Recipe:
         path.write_text(json.dumps(list(zip(prompts, answers, strict=True))))
         return list(zip(prompts, answers, strict=True))
 
-    def critic(
-        self, name: str, start: Network, samples: Attempts, schedule: Schedule = CRITIC
-    ) -> Critic:
+    def critic(self, name: str, start: Network, samples: Attempts, schedule: Schedule = CRITIC) -> Critic:
         """A stage that trains a reward model on samples, from a teacher on."""
         torch.manual_seed(Random(f"{name}/{self.seed}").getrandbits(63))
         critic = Critic(replace(self._shape, layers=self._shape.layers + FURTHER, bias=True))
