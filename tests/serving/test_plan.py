@@ -96,7 +96,7 @@ def test_without_vllm_the_built_in_server_stands_in_unless_vllm_is_asked_for(tmp
 def test_what_is_served_already_or_needs_no_server_has_none(tmp_path):
     remote = ["engine=openai", "engine.base_url=http://elsewhere/v1"]
     assert [server.name for server in made(tmp_path, *LAB, *remote).servers] == ["reward server"]
-    assert made(tmp_path, "ensemble=simulated", *LAB[:1], "reward=lab_process").agents == {}
+    assert made(tmp_path, "ensemble=simulated", *LAB[:1], "reward=lab_judge").agents == {}
     with pytest.raises(BadInput, match="nothing to serve"):
         made(tmp_path, "ensemble=simulated")
 

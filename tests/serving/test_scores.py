@@ -12,8 +12,8 @@ from toa_exp.core import Problem
 from toa_exp.draws import Score
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.labels import LAB_WEIGHTS
+from toa_exp.rewards.classifier import Classifier
 from toa_exp.rewards.http import HTTP
-from toa_exp.rewards.process import Process
 from toa_exp.rewards.verifier import Verifier
 from toa_exp.serving.scores import Withheld, scores_app
 
@@ -35,8 +35,8 @@ def served(reward: object, work: Callable[[str], Awaitable[object]]) -> object:
     return asyncio.run(main())
 
 
-def lab_reward() -> Process:
-    return Process(model=str(LAB_WEIGHTS / "math" / "reward"), separator="[\n,]", dtype="float64")
+def lab_reward() -> Classifier:
+    return Classifier(model=str(LAB_WEIGHTS / "math" / "judge"), dtype="float64")
 
 
 async def scores(reward: object) -> list[Score]:

@@ -128,7 +128,7 @@ def test_a_run_on_the_servers_survives_the_death_of_each(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_all_servers_end_with_it_however_it_ends(number, tmp_path):
-    with serve(tmp_path, *LAB, "ensemble=simulated", "reward=lab_process") as serving:
+    with serve(tmp_path, *LAB, "ensemble=simulated", "reward=lab_judge") as serving:
         children = serving.children()
         assert len(children) == 1 and "ensemble=served" not in serving.command
         serving.process.send_signal(number)
@@ -140,7 +140,7 @@ def test_all_servers_end_with_it_however_it_ends(number, tmp_path):
 def test_a_server_that_cannot_start_ends_the_others_and_says_why(tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
-    given = [*LAB, f"ensemble.agents={{ash:{{model:{broken}}}}}", "reward=lab_process"]
+    given = [*LAB, f"ensemble.agents={{ash:{{model:{broken}}}}}", "reward=lab_judge"]
     result = cli("serve", *given, cwd=tmp_path, env=ENVIRONMENT)
     assert result.returncode == 1 and "transformers server of ash did not come up" in result.stderr
     assert "agent 'ash'" in result.stderr and "Traceback" not in result.stdout

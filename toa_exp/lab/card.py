@@ -72,6 +72,8 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
 def _rewards(task: str, weights: Path) -> Iterable[tuple[str, ModelReward]]:
     if (weights / "reward").is_dir():
         yield "process", Process(model=str(weights / "reward"), separator=SEPARATOR, max_batch=64)
+    if (weights / "weak").is_dir():
+        yield "weak", Classifier(model=str(weights / "weak"), max_batch=64)
     if PLANS[task].judge is Kind.TOKENS:
         yield "judge", Process(model=str(weights / "judge"), separator=SEPARATOR, max_batch=64)
     else:

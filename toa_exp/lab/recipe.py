@@ -3,8 +3,9 @@
 Stages: a teacher who knows everything; each agent's own first attempts, continued from the teacher;
 samples of these agents; each agent's lessons in refining and aggregating those samples; samples of
 the finished agents; a reward model on top of the teacher; and a judge apart from it, on samples of its
-own and on top of a second teacher, who has read other texts from other first weights. A finished stage
-is kept in the work folder, and a rerun goes on after it.
+own and on top of a second teacher, who has read other texts from other first weights; and a weak reward
+model, which has read too little and no refinement, to study over-optimisation with. A finished stage is
+kept in the work folder, and a rerun goes on after it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ from toa_exp.lab.writer import Writer
 
 FIRST = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
 CRITIC = Schedule(4000, tokens=1536)
+FIRST_SAMPLES = 1500  # problems that the agents first answer, for their lessons
 SAMPLES = 4800  # problems whose answers a critic reads; with a quarter of them it learns them by heart
+WEAK = Schedule(600, tokens=1536)
 OTHER = 1 << 32  # from the seed of the teacher to that of the judge's
 
 log = logging.getLogger(__name__)
@@ -84,6 +87,9 @@ class Recipe:
         judge = self.critic("judge", second, self.attempts("judged", agents, SAMPLES, rounds=1))
         models["reward"] = Kind.TOKENS, reward.network, reward.exported(Kind.TOKENS)
         models["judge"] = self.plan.judge, judge.network, judge.exported(self.plan.judge)
+        first = self.attempts("attempts", {}, FIRST_SAMPLES, rounds=0)  # made on the way to the agents
+        weak = self.critic("weak", self.teacher(), first, WEAK)
+        models["weak"] = Kind.SEQUENCE, weak.network, weak.exported(Kind.SEQUENCE)
         for name, (kind, network, state) in models.items():
             save(kind, network.shape, state, self.tokenizer, to / name)
         log.info("%s: all models saved after %.0f s", self.plan.domain.name, time.perf_counter() - started)
@@ -106,7 +112,7 @@ class Recipe:
         for p in plan.personas:
             examples = first_attempts(plan.domain, writer, p, plan.span, seed)
             first[p.name] = self._pupil(f"first-{p.name}", start, examples, FIRST)
-        attempts = self.attempts("attempts", first, 1500, rounds=0)
+        attempts = self.attempts("attempts", first, FIRST_SAMPLES, rounds=0)
         for p in plan.personas:
             examples = lessons(plan.domain, writer, p, plan.span, attempts, seed)
             finished[p.name] = self._pupil(
@@ -138,13 +144,13 @@ class Recipe:
         path.write_text(json.dumps(list(zip(prompts, answers, strict=True))))
         return list(zip(prompts, answers, strict=True))
 
-    def critic(self, name: str, start: Network, samples: Attempts) -> Critic:
+    def critic(self, name: str, start: Network, samples: Attempts, schedule: Schedule = CRITIC) -> Critic:
         """A stage that trains a reward model on samples, from a teacher on."""
         torch.manual_seed(Random(f"{name}/{self.seed}").getrandbits(63))
         critic = Critic(replace(self._shape, layers=self._shape.layers + FURTHER, bias=True))
         critic.follow(start)
         examples = [self._writer.labelled(self.plan.domain, p, a) for p, answers in samples for a in answers]
-        self._stage(name, critic, repeated(examples, f"{name}/{self.seed}"), CRITIC, critic_loss)
+        self._stage(name, critic, repeated(examples, f"{name}/{self.seed}"), schedule, critic_loss)
         return critic
 
     def _pupil(self, name: str, start: Network, examples: Iterator[Example], schedule: Schedule) -> Network:
