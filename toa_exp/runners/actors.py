@@ -161,6 +161,8 @@ class RemoteReward:
     def __init__(self, local: Reward, replicas: Replicas) -> None:
         self.shape = local.shape
         self.fingerprint = local.fingerprint
+        self.range = getattr(local, "range", None)
+        self.warms_up = getattr(local, "warms_up", True)
         self._local = local
         self._replicas = replicas
 
