@@ -1,4 +1,4 @@
-"""The README's own method, and every name it gives, as a reader would use them."""
+"""The README's own method, and every name that it and the pages in docs/ give, as a reader would use them."""
 
 import re
 import shlex
@@ -16,7 +16,19 @@ pytestmark = pytest.mark.skipif(not README.is_file(), reason="not in a checkout"
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.S)
+    pages = [README, *sorted(README.parent.glob("docs/*.md"))]
+    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
+
+
+def test_every_link_leads_somewhere():
+    pages = [README, README.parent / "CONTRIBUTING.md", *README.parent.glob("docs/*.md")]
+    for page in pages:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", there.read_text(), re.M)
+                assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, f"{page.name}: {anchor}"
 
 
 def commands():
