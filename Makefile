@@ -16,9 +16,7 @@ install: .venv/installed
 	touch $@
 
 # The paper's six methods on the lab's models, the figures of their curves, and TOA against the others.
-# Models this small run faster in one thread; several wait for each other.
 task ?= lab_math
-sweep: export OMP_NUM_THREADS ?= 1
 sweep: install
 	$(BIN)/toa-exp run experiment=lab task=$(task)
 	$(BIN)/toa-exp figures results/lab x=flops

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(not README.is_file(), reason="not in a checkout"
 
 def blocks(language):
     pages = [README, *sorted(README.parent.glob("docs/*.md"))]
-    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
+    text = "\n".join(page.read_text() for page in pages)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
 def test_every_link_leads_somewhere():
@@ -28,7 +29,8 @@ def test_every_link_leads_somewhere():
             assert there.exists(), f"{page.name}: {target}"
             if anchor:
                 headings = re.findall(r"^#+ (.*)$", there.read_text(), re.M)
-                assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, f"{page.name}: {anchor}"
+                anchors = {heading.lower().replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{page.name}: {anchor}"
 
 
 def commands():

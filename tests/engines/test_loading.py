@@ -132,18 +132,26 @@ def test_models_may_be_loaded_by_several_threads_at_once(tmp_path: Path) -> None
 
 _FIRST_USES = """
 import sys, threading
-sys.setswitchinterval(1e-6)
 from toa_exp.engines import loading
-found = []
+
+class HalfMade:
+    # Lets the second thread come while the first is in the middle of importing transformers.
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("transformers.") and not half_made.is_set():
+            half_made.set()
+            second.join(1.0)
+
 def read():
     found.append(loading.load_tokenizer(sys.argv[1], None, "reward"))
-def decode():
-    loading.import_libraries()
-    from toa_exp.engines.decoding import Decoder
-    found.append(Decoder)
-threads = [threading.Thread(target=work) for work in (read, decode)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
+
+def read_when_half_made():
+    half_made.wait()
+    read()
+
+found, half_made = [], threading.Event()
+first, second = threading.Thread(target=read), threading.Thread(target=read_when_half_made)
+sys.meta_path.insert(0, HalfMade())
+first.start(), second.start(), first.join(), second.join()
 assert len(found) == 2
 """
 
@@ -155,3 +163,20 @@ def test_libraries_may_first_be_used_by_several_threads_at_once(tmp_path: Path) 
         [sys.executable, "-c", _FIRST_USES, str(folder)], capture_output=True, text=True, check=False
     )
     assert used.returncode == 0, used.stderr
+
+
+RUN_TWO_SIZES = """
+import torch
+torch.set_num_threads(3)  # as OMP_NUM_THREADS=3, which a test cannot set for itself
+from toa_exp.engines import loading
+loading.import_libraries()
+small, large = torch.nn.Linear(1000, 1000), torch.nn.Linear(2000, 1000)
+for model in (small, large, small, large):
+    torch.set_num_threads(loading.threads_for(model))
+    print(torch.get_num_threads())
+"""
+
+
+def test_small_models_take_one_thread_and_the_others_as_many_as_torch_was_given():
+    result = subprocess.run([sys.executable, "-c", RUN_TWO_SIZES], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1", "3", "1", "3"]

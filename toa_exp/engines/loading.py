@@ -6,6 +6,7 @@ is never run and weights are read from safetensors only, since other formats may
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import re
@@ -25,6 +26,8 @@ DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
 # While it loads, transformers switches off the initialisation of weights for all threads, and two models
 # loaded at once may find tied weights missing. vLLM uses it too.
 ONE_AT_A_TIME = threading.RLock()
+# Parameters under which threads on a CPU wait for each other longer than they compute.
+_SMALL = 2_000_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -68,6 +71,25 @@ def import_libraries() -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
         import toa_exp.engines.decoding  # noqa: F401
+
+        _usual_threads()
+
+
+@functools.cache
+def _usual_threads() -> int:
+    """How many threads torch takes, asked before any is told another number."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def threads_for(model: Any) -> int:
+    """How many threads `model` gains by on a CPU, for `torch.set_num_threads` in the thread that runs it.
+
+    One below two million parameters, else torch's own number (OMP_NUM_THREADS, by default all cores).
+    """
+    small = sum(weights.numel() for weights in model.parameters()) < _SMALL
+    return 1 if small else _usual_threads()
 
 
 def load_tokenizer(model: str, revision: str | None, whose: str, *, chat: bool = True) -> Any:

@@ -229,6 +229,7 @@ class _Lane:
         )
         self._stop = loading.stop_tokens(model.generation_config, self._tokenizer)
         self._window = loading.window_of(model.config)
+        self._threads = loading.threads_for(model)
         self._decoder: Decoder = Decoder(model, self._stop, **limits)
         self.asks: dict[Row, _Ask] = {}
 
@@ -257,6 +258,7 @@ class _Lane:
         """Write one token in every row, and answer those who wait for a row that is done."""
         import torch
 
+        torch.set_num_threads(self._threads)
         try:
             done = self._decoder.step()
         except torch.OutOfMemoryError as error:

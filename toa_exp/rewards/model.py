@@ -166,12 +166,15 @@ class ModelReward:
 
     def _open(self) -> tuple[Reader, Any, float]:
         """Load the model to its place."""
+        import torch
+
         plan = self._ground.plan() if self._ground is not None else None
         source, gpus = self._source, plan.seats["reward"].gpus if plan is not None else ()
         if gpus:
             source = replace(source, device=f"cuda:{gpus[0]}")
         with self._ground.loading(gpus) if self._ground is not None and gpus else nullcontext():
             reader, model, tokenizer = self._load(source)
+        torch.set_num_threads(loading.threads_for(model))  # of this thread, which runs no other model
         return reader, model.device, _window(source.max_length, model.config, tokenizer)
 
     def _result(self, reward: float, tokens: int, seconds: float) -> Score | Permanent:
