@@ -3,55 +3,60 @@
 A search waits for a reply before it decides on, so an engine is busy only as far as other problems
 fill the gap. Each run of a method over Q problems is recorded, and the same draws are then handed to
 the same engine all at once; the result is the rate of the run over that rate (1 is saturated). Samples
-are scored by a hash, so that the engine is all that takes time.
+are scored by a hash, so that the engine is all that takes time. Every engine works on as many requests
+at once, `--places`, shared out evenly among the agents where each has a model of its own.
 
-Engines: `fake`, a server process on loopback with a fixed number of places and log-normal times, which
-the request alone decides; `transformers`, the lab's models in this process; `vllm`, the same by
-engine=vllm; `openai`, a server that is running, with --url and --model. On the fake server two other
-schemes run the same searches: a thread a question with blocking calls, as the authors' code does it,
-and TreeQuest's StandardMCTS in threads.
+Engines: `fake`, a server process on loopback with log-normal times, which the request alone decides;
+`transformers`, the lab's models in this process; `vllm`, the same by engine=vllm; `openai`, a server
+that is running, with --url and --model, which has as many places as it has. With --others two other
+schemes run the same searches on the fake server: a thread a question with blocking calls, as the
+authors' code does it, and TreeQuest's StandardMCTS in threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import heapq
-import http.client
 import json
-import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
+from fake_server import Times
 from omegaconf import DictConfig
+from schemes import AGENTS, reward_of, thread_a_question, treequest_in_threads
 
 from toa_exp import __version__, labels
 from toa_exp.app import CONF
-from toa_exp.core import Problem, Reply, Request, Usage
-from toa_exp.draws import Draw, Sample, Score, digest, draw_key, encode
+from toa_exp.core import Problem, Request
+from toa_exp.draws import Draw, Sample, Score, draw_key, encode
 from toa_exp.engines.base import Engine
 from toa_exp.job import Job, assemble
 from toa_exp.runner import Outcome
+from toa_exp.sampler import Counts
 from toa_exp.store import Store
 
-AGENTS = ["ash", "elm", "oak", "fir"]
 SHAPE = (
     "{model_type:llama,hidden_size:8,intermediate_size:16,num_hidden_layers:2,num_attention_heads:2,"
     "vocab_size:32}"
 )
-TAU = 0.1
+PLACES = {"transformers": "max_batch", "vllm": "max_num_seqs"}  # of one agent, by engine
+
+
+class Cell(NamedTuple):
+    """What one line of the result is about."""
+
+    method: str
+    problems: int
 
 
 class Hash:
@@ -67,10 +72,6 @@ class Hash:
 
     async def close(self) -> None:
         pass
-
-
-def reward_of(text: str) -> float:
-    return Random(text).gauss(0.0, TAU)
 
 
 class Recording:
@@ -115,27 +116,24 @@ def compose(overrides: list[str]) -> DictConfig:
         return hydra.compose("config", overrides)
 
 
-def given(
-    options: argparse.Namespace, url: str | None, questions: Path, method: str, problems: int
-) -> list[str]:
+def given(options: argparse.Namespace, engine: str, url: str, questions: Path, cell: Cell) -> list[str]:
     """The overrides of a run, as `toa-exp run` takes them."""
-    common = [f"method={method}", f"budget.samples=[{options.samples}]", f"concurrency={problems}"]
-    if options.engine in ("transformers", "vllm"):
+    run = [f"method={cell.method}", f"budget.samples=[{options.samples}]", f"concurrency={cell.problems}"]
+    if engine in PLACES:
         few = [f"~ensemble.agents.{name}" for name in ("ben", "cleo", "dan")[options.agents - 1 :]]
-        chosen = ["task=lab_math", f"task.problems={problems}", "ensemble=lab", f"engine={options.engine}"]
-        return [*common, *chosen, *few, *options.overrides]
+        run += ["task=lab_math", f"task.problems={cell.problems}", "ensemble=lab", *few]
+        run += [f"engine={engine}", f"engine.{PLACES[engine]}={options.places // options.agents}"]
+        return [*run, *options.overrides]
     model = options.model or "m"
     agents = ",".join(f"{name}:{{model:{model},architecture:{SHAPE}}}" for name in AGENTS[: options.agents])
-    chosen = ["task=jsonl", f"task.path={questions}", f"task.limit={problems}", "engine=openai"]
-    remote = [f"engine.base_url={url}", f"ensemble.sampling.max_tokens={options.tokens}"]
-    return [
-        *common,
-        *chosen,
-        *remote,
+    run += ["task=jsonl", f"task.path={questions}", f"task.limit={cell.problems}"]
+    run += [
         "~ensemble.agents",
         f"+ensemble.agents={{{agents}}}",
-        *options.overrides,
+        f"ensemble.sampling.max_tokens={options.tokens}",
     ]
+    run += ["engine=openai", f"engine.base_url={url}"]
+    return [*run, *options.overrides]
 
 
 async def search(job: Job, folder: Path) -> tuple[list[Draw], tuple[float, float]]:
@@ -145,7 +143,7 @@ async def search(job: Job, folder: Path) -> tuple[list[Draw], tuple[float, float
     (folder / "store.sqlite").unlink(missing_ok=True)
     with closing(Store(folder / "store.sqlite")) as store:
         clock = Clock()
-        await job.runner(job.sampler(store)).run(folder / "trajectories.jsonl", Silent())
+        await job.runner(job.sampler(store, Counts())).run(folder / "trajectories.jsonl", Silent())
         return recording.draws, clock.read()
 
 
@@ -177,144 +175,27 @@ def warm_up(job: Job) -> list[Draw]:
     ]
 
 
-def threads(count: int, work: Callable[[int], None]) -> float:
-    """Wall seconds of `work` in as many threads, all started together."""
-    clock = Clock()
-    running = [threading.Thread(target=work, args=[number]) for number in range(count)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    return clock.read()[0]
-
-
-def blocking(url: str) -> Callable[[str, int], str]:
-    """A call that waits for its answer, over a connection of its own thread."""
-    host, _, port = url.removeprefix("http://").removesuffix("/v1").partition(":")
-    local = threading.local()
-
-    def ask(prompt: str, seed: int) -> str:
-        if not hasattr(local, "connection"):
-            local.connection = http.client.HTTPConnection(host, int(port))
-        body = {"model": "m", "messages": [{"role": "user", "content": prompt}], "seed": seed}
-        local.connection.request("POST", "/v1/chat/completions", json.dumps(body))
-        answer = json.loads(local.connection.getresponse().read())
-        return str(answer["choices"][0]["message"]["content"])
-
-    return ask
-
-
-def thread_a_question(config: DictConfig, url: str, problems: int, samples: int, method: str) -> float:
-    """The same search, a thread a question: every thread waits for each of its samples in turn."""
-    from toa_exp.build import build_function
-
-    make, ask = build_function(config.method, "method"), blocking(url)
-
-    def work(number: int) -> None:
-        problem = Problem(f"q{number}", "?")
-        running = make(problem, tuple(AGENTS), samples, Random(number))
-        asked = 0
-        replies: list[Reply] | None = None
-        try:
-            while True:
-                requests = next(running) if replies is None else running.send(replies)
-                replies = []
-                for request in requests:
-                    text = ask(f"{number}", seed_of(number, asked))
-                    asked += 1
-                    replies.append(Reply(request, text, reward_of(text), Usage(9, 9)))
-        except StopIteration:
-            pass
-
-    return threads(problems, work)
-
-
-def treequest_in_threads(url: str, problems: int, samples: int) -> float:
-    """TreeQuest's StandardMCTS, a thread a question."""
-    from treequest import StandardMCTS
-
-    ask = blocking(url)
-
-    def work(number: int) -> None:
-        asked = iter(range(samples))
-
-        def generate(draft: str | None) -> tuple[str, float]:
-            text = ask(f"{number}", seed_of(number, next(asked)))
-            return text, 1.0 / (1.0 + math.exp(-reward_of(text) / TAU))
-
-        algorithm: StandardMCTS[str] = StandardMCTS()
-        state = algorithm.init_tree()
-        for _ in range(samples):
-            state = algorithm.step(state, dict.fromkeys(AGENTS, generate), inplace=True)
-
-    return threads(problems, work)
-
-
-def seed_of(number: int, asked: int) -> int:
-    return int.from_bytes(digest(encode(f"{number}/{asked}"))[:4], "little") >> 1
-
-
-async def serve(options: argparse.Namespace) -> None:
-    """The fake server: `places` requests at a time, first come first served, log-normal seconds each."""
-    free = asyncio.Semaphore(options.places)
-    shift = math.log(options.latency) - options.sigma**2 / 2  # so that the mean is `latency`
-
-    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-                seed = json.loads(await reader.readexactly(length))["seed"]
-                seconds = math.exp(Random(seed).gauss(shift, options.sigma))
-                async with free:
-                    await asyncio.sleep(seconds)
-                message = {"role": "assistant", "content": f"Answer: {seed}"}
-                body = {
-                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                    "usage": {"prompt_tokens": 9, "completion_tokens": 9},
-                }
-                content = json.dumps(body).encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
-
-    server = await asyncio.start_server(exchange, "127.0.0.1", 0, backlog=4096)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
-    await server.serve_forever()
-
-
-def ideal(seeds: list[int], options: argparse.Namespace) -> float:
-    """Seconds that the fake server's places need for these requests at least, given in this order."""
-    shift = math.log(options.latency) - options.sigma**2 / 2
-    ends = [0.0] * options.places
-    for seed in seeds:
-        heapq.heapreplace(ends, ends[0] + math.exp(Random(seed).gauss(shift, options.sigma)))
-    return max(ends)
-
-
-def rows(options: argparse.Namespace, url: str | None, folder: Path) -> None:
+def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> None:
     """Measure and print, one line a method and number of problems."""
     questions = folder / "questions.jsonl"
     lines = [json.dumps({"id": f"q{n}", "prompt": f"What is {n}?", "reference": str(n)}) for n in range(4096)]
     questions.write_text("\n".join(lines) + "\n")
     for problems in options.problems:
         for method in options.methods:
-            config = compose(given(options, url, questions, method, problems))
+            cell = Cell(method, problems)
+            config = compose(given(options, engine, url, questions, cell))
             for _ in range(options.rounds):
                 draws, took = asyncio.run(measure(config, folder))
-                row: dict[str, Any] = {"engine": options.engine, "method": method, "problems": problems}
-                row |= {
-                    "samples": len(draws),
-                    "saturation": ratio(took, 0),
-                    "by_processor_time": ratio(took, 1),
-                }
-                if options.engine == "fake":
-                    least = ideal([draw.sampling_seed >> 32 for draw in draws], options)
+                row: dict[str, Any] = {"engine": engine, "method": method, "problems": problems}
+                row |= {"samples": len(draws), "saturation": ratio(took, 0)}
+                if engine == "transformers":
+                    row["by_processor_time"] = ratio(took, 1)
+                if engine == "fake":
+                    least = times_of(options).ideal([draw.sampling_seed >> 32 for draw in draws])
                     row["at_once_of_ideal"] = round(least / took["at once"][0], 3)
-                    del row["by_processor_time"]
-                    if options.others and url is not None:
+                    if options.others:
                         rate = len(draws) / took["at once"][0]
-                        row |= others(config, url, problems, options.samples, method, rate)
+                        row |= others(config, url, cell, options.samples, rate)
                 print(json.dumps(row), flush=True)
 
 
@@ -322,62 +203,68 @@ def ratio(took: Mapping[str, tuple[float, float]], clock: int) -> float:
     return round(took["at once"][clock] / took["search"][clock], 3)
 
 
-def others(
-    config: DictConfig, url: str, problems: int, samples: int, method: str, rate: float
-) -> dict[str, float]:
+def others(config: DictConfig, url: str, cell: Cell, samples: int, rate: float) -> dict[str, float]:
     """The rates of other schemes over that of all requests at once."""
-    found = {"thread_a_question": thread_a_question(config, url, problems, samples, method)}
-    if method == "toa":
-        found["treequest_in_threads"] = treequest_in_threads(url, problems, samples)
-    return {name: round(problems * samples / seconds / rate, 3) for name, seconds in found.items()}
+    found = {"thread_a_question": thread_a_question(config, url, cell.problems, samples, cell.method)}
+    if cell.method == "toa":
+        found["treequest_in_threads"] = treequest_in_threads(url, cell.problems, samples)
+    return {name: round(cell.problems * samples / seconds / rate, 3) for name, seconds in found.items()}
+
+
+def times_of(options: argparse.Namespace) -> Times:
+    return Times(options.places, options.latency, options.sigma)
+
+
+@contextmanager
+def fake_server(options: argparse.Namespace) -> Iterator[str]:
+    """Its URL, while it runs in a process of its own."""
+    script = Path(__file__).with_name("fake_server.py")
+    settings = [str(value) for value in (options.places, options.latency, options.sigma)]
+    with subprocess.Popen([sys.executable, script, *settings], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
 
 
 def signature(options: argparse.Namespace) -> dict[str, object]:
     """What was measured, where."""
-    settings = {key: value for key, value in vars(options).items() if key not in ("serve", "url")}
     load = [round(value, 1) for value in os.getloadavg()]
-    return {**settings, "toa-exp": __version__, "python": platform.python_version(),
+    return {**vars(options), "toa-exp": __version__, "python": platform.python_version(),
             "cores": os.cpu_count(), "load": load}  # fmt: skip
 
 
 def main() -> None:
     options = _options()
-    if options.serve:
-        asyncio.run(serve(options))
-        return
     print("signature", json.dumps(signature(options)), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        if options.engine != "fake":
-            rows(options, options.url, Path(folder))
-            return
-        command = [sys.executable, *sys.argv, "--serve"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            try:
-                rows(options, server.stdout.readline().strip(), Path(folder))
-            finally:
-                server.terminate()
+        for engine in options.engines:
+            if engine == "fake":
+                with fake_server(options) as url:
+                    rows(options, engine, url, Path(folder))
+            else:
+                rows(options, engine, options.url or "", Path(folder))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How near searches keep an engine to saturation.")
-    parser.add_argument("engine", choices=["fake", "transformers", "vllm", "openai"])
+    parser.add_argument("engines", nargs="+", choices=["fake", "transformers", "vllm", "openai"])
     parser.add_argument("--problems", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--methods", nargs="+", default=["toa", "moa"])
     parser.add_argument("--samples", type=int, default=16, help="of a problem")
     parser.add_argument("--agents", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--places", type=int, default=64, help="requests that an engine works on at once")
     parser.add_argument(
-        "--places", type=int, default=64, help="requests that the fake server works on at once"
+        "--latency", type=float, default=1.0, help="mean seconds of a request, on the fake server"
     )
-    parser.add_argument("--latency", type=float, default=1.0, help="mean seconds of a request there")
     parser.add_argument("--sigma", type=float, default=1.0, help="of the logarithm of its seconds")
     parser.add_argument("--others", action="store_true", help="the other schemes too, on the fake server")
     parser.add_argument("--url", help="of the server, up to /v1")
     parser.add_argument("--model", help="that the server has")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer at most, on a server")
     parser.add_argument("--overrides", nargs="*", default=[], help="further ones of toa-exp run")
-    parser.add_argument("--serve", action="store_true", help="be the fake server")
     return parser.parse_args()
 
 

@@ -136,9 +136,9 @@ def limits(options: argparse.Namespace, folder: Path) -> None:
     folder.mkdir()
     print("method      limit  charged  distinct     made  made/charged  made/distinct  limit used")
     for method in LIMITED:
-        for group in [*([limit] for limit in options.limits), options.limits]:
+        alone = {str(limit): [limit] for limit in options.limits}
+        for name, group in {**alone, "all": options.limits}.items():
             given = ",".join(map(str, group))
-            name = given if len(group) == 1 else "all"
             place = folder / f"{method}-{name}"
             budget = ["budget.unit=tokens", "budget.samples=null", f"budget.limit=[{given}]"]
             run(place, [*_shared(options), f"method={method}", *budget])
