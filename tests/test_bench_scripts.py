@@ -1,4 +1,4 @@
-"""The scripts in experiments/ still fit the package: each runs at the smallest size. Their figures are no test."""
+"""The scripts in experiments/ still fit the package: each runs at its smallest. Their figures are no test."""
 
 import os
 import subprocess
