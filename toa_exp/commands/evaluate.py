@@ -4,8 +4,9 @@ Nothing is generated: the answers come from the store. selection=<choice> choose
 reward=<choice> scores every sample anew and chooses by that: such results go into a folder of their
 own beside the run's, <method>,selection=<choice>, so that figures and comparisons show both.
 metric=task measures what the run's task does (so do metric=accuracy, bleu and chrf), metric=coverage
-whether any sample is right; metric=alpaca_eval asks a judge (metric.judge.model=, metric.judge.base_url=),
-and so does metric=arena_hard (metric.agent.model=, metric.engine.base_url=).
+whether any sample is right; metric=comet, cometkiwi or xcomet judges translations; metric=alpaca_eval asks
+a judge (metric.judge.model=, metric.judge.base_url=), and so does metric=arena_hard (metric.agent.model=,
+metric.engine.base_url=).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ or generated. What a file holds is told by its fields; `task` says what it is ju
   jsonl            n, c: samples and right ones (k=)            pass@<k>
   every task       id, output (one text, or a list of samples)  the metrics of the task
 A file is JSON Lines, JSON or CSV, gzipped or not. A language pair may be part of the task's name:
-task=wmt22.de-en.
+task=wmt22.de-en. Of translations metric=comet, cometkiwi, cometkiwi_xxl or xcomet adds that metric.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from toa_exp.core import Problem
 from toa_exp.draws import Score
 from toa_exp.errors import BadInput, Unavailable
 from toa_exp.rewards.base import Range, Reward
-from toa_exp.tasks.base import Task
+from toa_exp.tasks.base import Task, references_of
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +29,9 @@ def pairs(task: Task) -> Iterator[Pair]:
         yield from own()
         return
     for problem, other in pairwise(task.problems()):
-        good, bad = problem.reference, other.reference
-        if isinstance(good, str) and isinstance(bad, str) and good.strip() != bad.strip():
-            yield problem, good, bad
+        good, bad = references_of(problem)[:1], references_of(other)[:1]
+        if good and bad and good[0].strip() != bad[0].strip():
+            yield problem, good[0], bad[0]
 
 
 class WarmUp:

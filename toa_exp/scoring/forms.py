@@ -14,6 +14,7 @@ from toa_exp.build import build
 from toa_exp.errors import BadInput
 from toa_exp.scoring.counts import GROUPS, score_counts
 from toa_exp.scoring.files import read
+from toa_exp.scoring.further import with_metric
 from toa_exp.scoring.measure import Scored
 from toa_exp.scoring.pairs import score_pairs
 from toa_exp.scoring.rows import Row
@@ -35,7 +36,7 @@ def score_file(config: DictConfig) -> Scored:
     forms = [form for form in FORMS if form.name in kind]
     for form in forms:
         if all(field in rows[0] for field in form.fields):
-            return form.score(rows, config)
+            return with_metric(form.score(rows, config), config)
     listed = "; ".join(f"{form.name} ({', '.join(form.fields)})" for form in forms)
     raise BadInput(
         f"outputs={config.outputs}: rows of {', '.join(map(repr, rows[0]))} are no outputs of this task. "
@@ -100,7 +101,7 @@ def _counts(rows: Sequence[Row], config: DictConfig) -> Scored:
 def _outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.outputs import score_outputs
 
-    return score_outputs(rows, build(config.task, "task"))
+    return score_outputs(rows, build(config.task, "task"), more=config.metric is not None)
 
 
 def _battles(rows: Sequence[Row], config: DictConfig) -> Scored:

@@ -44,11 +44,26 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """An output with what it answers, as further metrics read it; `id` names it in errors."""
+
+    id: str
+    source: str
+    text: str
+    references: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
-    """The metrics of a file by name, and its rows as they were judged, for `rows=<file>`."""
+    """The metrics of a file by name, and its rows as they were judged, for `rows=<file>`.
+
+    `outputs` are what further metrics may be had of; `failed` of all outputs have no text, or are absent.
+    """
 
     measures: Mapping[str, Measure]
     rows: Sequence[Mapping[str, Any]] = ()
+    outputs: Sequence[Output] = ()
+    failed: int = 0
 
 
 def signed(metric: str, **parts: object) -> str:

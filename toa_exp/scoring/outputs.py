@@ -15,27 +15,28 @@ from toa_exp.metrics.coverage import sizes
 from toa_exp.metrics.pooled import pools_of
 from toa_exp.scoring import rows as checks
 from toa_exp.scoring.counts import coverage
-from toa_exp.scoring.measure import Measure, Scored, mean, signed
+from toa_exp.scoring.measure import Measure, Output, Scored, mean, signed
 from toa_exp.selection import majority_vote
 from toa_exp.stats import bootstrap
-from toa_exp.tasks.base import Task
+from toa_exp.tasks.base import Task, references_of
 
 _MEND = (
     "Give one output a problem, null where it failed; task.limit=<n> or task.ids=[...] keep fewer problems"
 )
 
 
-def score_outputs(rows: Sequence[checks.Row], task: Task) -> Scored:
+def score_outputs(rows: Sequence[checks.Row], task: Task, *, more: bool = False) -> Scored:
     """The task's metrics of one output a problem, joined by `id`.
 
     An output may be a list of samples: then the metric is their mean, and accuracy also gives
     coverage (pass@<k>) and the accuracy of the majority vote. Missing outputs (null, empty) count as
-    failed and are scored as an empty text. Raises BadInput where ids are not those of the task.
+    failed and are scored as an empty text. Raises BadInput where ids are not those of the task, and where
+    the task has no metric, unless `more` are to be had of the outputs.
     """
-    return asyncio.run(_score(rows, task))
+    return asyncio.run(_score(rows, task, more))
 
 
-async def _score(rows: Sequence[checks.Row], task: Task) -> Scored:
+async def _score(rows: Sequence[checks.Row], task: Task, more: bool) -> Scored:
     try:
         task.count()
         problems = list(task.problems())
@@ -48,7 +49,7 @@ async def _score(rows: Sequence[checks.Row], task: Task) -> Scored:
             asked = [group.create_task(_judge(task, problem, samples[problem.id])) for problem in problems]
     finally:
         await task.close()
-    return _gathered(task, problems, samples, [one.result() for one in asked])
+    return _gathered(task, problems, samples, [one.result() for one in asked], more)
 
 
 def _samples(row: checks.Row) -> list[str]:
@@ -70,9 +71,10 @@ def _gathered(
     problems: Sequence[Problem],
     samples: Mapping[str, Sequence[str]],
     judged: Sequence[Sequence[Mapping[str, Metric]]],
+    more: bool,
 ) -> Scored:
     names = list(judged[0][0])
-    if not names:
+    if not names and not more:
         raise BadInput("the task's problems have no reference to score against")
     failed = sum(not text.strip() for texts in samples.values() for text in texts)
     several = any(len(texts) > 1 for texts in samples.values())
@@ -96,7 +98,12 @@ def _gathered(
         {"id": problem.id, **_decision(of_problem, pools), "failed": _failure(samples[problem.id])}
         for problem, of_problem in zip(problems, judged, strict=True)
     ]
-    return Scored(measures, rows)
+    outputs = [] if several else [_output(problem, samples[problem.id][0]) for problem in problems]
+    return Scored(measures, rows, outputs, failed)
+
+
+def _output(problem: Problem, text: str) -> Output:
+    return Output(problem.id, problem.prompt, text, references_of(problem))
 
 
 def _of_samples(

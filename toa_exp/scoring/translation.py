@@ -10,7 +10,7 @@ from typing import Any
 from toa_exp.errors import BadInput, choose
 from toa_exp.metrics.translation import measures, pair_in_name, target_of
 from toa_exp.scoring import rows as checks
-from toa_exp.scoring.measure import Scored
+from toa_exp.scoring.measure import Output, Scored
 
 log = logging.getLogger(__name__)
 _LANGUAGES = ("pair", "langpair", "lp", "lang", "language", "src_lang", "tgt_lang")
@@ -51,7 +51,12 @@ def score_systems(
     decided = [
         {"id": i, "failed": "empty" if bad else None} for i, bad in zip(identifiers, lost, strict=True)
     ]
-    return Scored(measures(hypotheses, references, target, sum(lost) + absent), decided)
+    failed = sum(lost) + absent
+    outputs = [
+        Output(i, checks.text(row, "src", f"row {i!r}") or "", h, rs)
+        for i, row, h, rs in zip(identifiers, rows, hypotheses, references, strict=True)
+    ]
+    return Scored(measures(hypotheses, references, target, failed), decided, outputs, failed)
 
 
 def _system(rows: Sequence[checks.Row], system: str | None) -> str:

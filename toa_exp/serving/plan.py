@@ -238,7 +238,9 @@ def served_reward(node: DictConfig, choice: str, url: str) -> str:
         "_target_": _HTTP,
         "model": f"{choice}-{identity}",
         "base_url": url,
-        "architecture": node.get("architecture") or (node.get("model") if reward.shape else None),
+        "architecture": node.get("architecture")
+        or getattr(reward, "architecture", None)  # of an encoder that is not at `model`
+        or (node.get("model") if reward.shape else None),
         "output_head": bool(reward.shape and reward.shape.head),
     }
     text = OmegaConf.to_yaml(OmegaConf.create(fields), resolve=True)

@@ -52,6 +52,13 @@ class Task(Protocol):
         ...
 
 
+def references_of(problem: Problem) -> list[str]:
+    """The references of a problem that are texts: one, several or none."""
+    found = problem.reference
+    given = list(found) if isinstance(found, list | tuple) else [found]
+    return [one for one in given if isinstance(one, str)]
+
+
 class Prompts:
     """Templates of chat messages, as a task's YAML has them.
 
