@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Required, TypedDict
 
@@ -18,6 +19,8 @@ from toa_exp.errors import BadInput, Permanent, choose
 
 log = logging.getLogger(__name__)
 
+Given = tuple[str, str, str | None]
+"""Source, translation, and reference where there is one."""
 DTYPES = {"float32": 4, "float64": 8}
 _DECIMALS = 6  # of a score: beyond them batching shows, in float64 too since COMET pools in float32
 _STARTUP = 1800.0  # seconds to load a model; the largest has 43 GB
@@ -93,18 +96,53 @@ class Scorer:
         version = {"unbabel-comet": self._version}
         return {**self.checkpoint.fingerprint(), **version, "dtype": self._settings.dtype}
 
-    async def score(self, source: str, text: str, reference: str | None, ground: Ground | None) -> Sentence:
-        """The score of a translation, rounded; where `ground` has a plan, on the GPU that it gives.
+    async def score(self, given: Given, ground: Ground | None = None) -> Sentence:
+        """The score of one of many that are asked for at once, rounded; batches are of those that wait.
 
-        Raises Permanent for a score that is not finite, else what `Worker.ask` raises.
+        Where `ground` has a plan, it is on the GPU that this gives. Raises Permanent for a score that is
+        not finite, else what `Worker.ask` raises.
         """
+        (sentence,) = await self._ask([given], self._settings.max_batch, ground)
+        return sentence
+
+    async def score_all(self, given: Sequence[Given]) -> list[Sentence]:
+        """The scores of all; batches are of like length, and the same wherever and whenever they are read.
+
+        The first error ends it. Raises what `score` does.
+        """
+        size = self._settings.max_batch
+        order = sorted(range(len(given)), key=lambda i: sum(len(part or "") for part in given[i]))
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(self._ask([given[i] for i in chunk], 1, None)) for chunk in chunks]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        found = [sentence for one in asked for sentence in one.result()]
+        return [sentence for _, sentence in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+    async def close(self) -> None:
+        """End the workers."""
+        lanes, self._lanes = self._lanes, []
+        for lane in lanes:
+            await lane.close()
+
+    async def _ask(self, given: Sequence[Given], together: int, ground: Ground | None) -> list[Sentence]:
+        """The scores of what is read in one batch, with up to `together` such requests."""
+        rows = [self._row(*one) for one in given]
+        async with self._opening:
+            if not self._lanes:
+                self._lanes = await asyncio.to_thread(self._open, together, ground)
+        sentences = await min(self._lanes, key=lambda lane: lane.under_way).score(rows)
+        return [self._checked(sentence, one[1]) for sentence, one in zip(sentences, given, strict=True)]
+
+    def _row(self, source: str, text: str, reference: str | None) -> Row:
         row = {"src": _clean(source), "mt": _clean(text)}
         if self.checkpoint.takes_reference and reference is not None:
             row["ref"] = _clean(reference)
-        async with self._opening:
-            if not self._lanes:
-                self._lanes = await asyncio.to_thread(self._open, ground)
-        sentence = await min(self._lanes, key=lambda lane: lane.under_way).score(row)
+        return row
+
+    def _checked(self, sentence: Sentence, text: str) -> Sentence:
         if not math.isfinite(sentence.score):
             raise Permanent(
                 f"{self._whose}: {self._settings.model!r} gave {sentence.score} for a translation of "
@@ -113,20 +151,14 @@ class Scorer:
         if sentence.full and not self._cut:
             self._cut = True
             log.warning(
-                "%s: COMET reads no more of a sentence than fits its window: the rest of one of %d "
-                "characters, and of any further, is not looked at",
+                "%s: a sentence of %d characters fills COMET's window: what is beyond it, here "
+                "and in any other as long, has no part in the score",
                 self._whose,
                 len(text),
             )
         return replace(sentence, score=round(sentence.score, _DECIMALS))
 
-    async def close(self) -> None:
-        """End the workers."""
-        lanes, self._lanes = self._lanes, []
-        for lane in lanes:
-            await lane.close()
-
-    def _open(self, ground: Ground | None) -> list[_Lane]:
+    def _open(self, together: int, ground: Ground | None) -> list[_Lane]:
         """A lane for each device; downloads what is not here."""
         spec = {
             "checkpoint": str(self.checkpoint.weights()),
@@ -137,7 +169,7 @@ class Scorer:
         plan = ground.plan() if ground is not None and self._settings.devices == "auto" else None
         placed = plan.seats["reward"].gpus[:1] if plan is not None else ()
         return [
-            _Lane(self._recipe({**spec, "device": device}), self._settings.max_batch, ground, placed)
+            _Lane(self._recipe({**spec, "device": device}), together, ground, placed)
             for device in self._devices(placed)
         ]
 
@@ -162,19 +194,19 @@ class Scorer:
 
 
 class _Lane:
-    """A worker and the rows that wait for it."""
+    """A worker and the requests that wait for it, of which `together` are read at once."""
 
-    def __init__(self, recipe: Recipe, size: int, ground: Ground | None, gpus: Sequence[int]) -> None:
+    def __init__(self, recipe: Recipe, together: int, ground: Ground | None, gpus: Sequence[int]) -> None:
         self._worker = Worker(recipe)
         self._ground, self._gpus = ground, gpus
         self._loaded = False
-        self._batcher = Batcher(self._ask, size, order=lambda row: sum(map(len, row.values())))
+        self._batcher = Batcher(self._ask, together, order=_length)
         self.under_way = 0
 
-    async def score(self, row: Row) -> Sentence:
+    async def score(self, rows: list[Row]) -> list[Sentence]:
         self.under_way += 1
         try:
-            return await self._batcher.submit(row)
+            return await self._batcher.submit(rows)
         finally:
             self.under_way -= 1
 
@@ -183,13 +215,16 @@ class _Lane:
         await self._batcher.close()
         self._worker.close()
 
-    def _ask(self, rows: list[Row]) -> list[Sentence]:
-        if self._loaded or self._ground is None or not self._gpus:
-            return self._worker.ask(rows)
-        with self._ground.loading(self._gpus):  # others measure what is free meanwhile
-            sentences = self._worker.ask(rows)
+    def _ask(self, requests: list[list[Row]]) -> list[list[Sentence]]:
+        alone = self._ground is not None and self._gpus and not self._loaded
+        with self._ground.loading(self._gpus) if self._ground and alone else nullcontext():
+            sentences = iter(self._worker.ask([row for rows in requests for row in rows]))
         self._loaded = True
-        return sentences
+        return [[next(sentences) for _ in rows] for rows in requests]
+
+
+def _length(rows: list[Row]) -> int:
+    return sum(len(text) for row in rows for text in row.values())
 
 
 def _clean(text: str) -> str:

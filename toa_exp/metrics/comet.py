@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -52,13 +51,8 @@ class Comet:
             raise BadInput(f"{self.name}: {lacking!r} has no reference, and others have: all or none")
         rows = [(one.source, one.text, reference) for one, reference in zip(given, chosen, strict=True)]
         different = list(dict.fromkeys(rows))
-        try:
-            async with asyncio.TaskGroup() as group:  # the first error ends it
-                asked = [group.create_task(self._score(*row)) for row in different]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        known = {row: one.result() for row, one in zip(different, asked, strict=True)}
-        return [known[row] for row in rows]
+        known = dict(zip(different, await self._scorer.score_all(different), strict=True))
+        return [known[row].score for row in rows]
 
     async def measured(self, given: Sequence[Output], failed: int) -> tuple[Measure, list[float]]:
         """The mean with its interval over sentences, and the score of each; `failed` are among them."""
@@ -69,9 +63,6 @@ class Comet:
     async def close(self) -> None:
         """End the workers."""
         await self._scorer.close()
-
-    async def _score(self, source: str, text: str, reference: str | None) -> float:
-        return (await self._scorer.score(source, text, reference, None)).score
 
     def _read(self, given: Sequence[Output]) -> int:
         """How many references are read of each."""

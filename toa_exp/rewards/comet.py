@@ -66,7 +66,7 @@ class Comet:
                     f"reward.model={self._settings.model} reads a reference, and problem {problem.id!r} has "
                     f"none; take reward=cometkiwi, which needs none"
                 )
-        sentence = await self._scorer.score(problem.prompt, text, reference, self._ground)
+        sentence = await self._scorer.score((problem.prompt, text, reference), self._ground)
         return Score(sentence.score, sentence.tokens, sentence.seconds)
 
     async def close(self) -> None:
