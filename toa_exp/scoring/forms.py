@@ -101,7 +101,7 @@ def _counts(rows: Sequence[Row], config: DictConfig) -> Scored:
 def _outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.outputs import score_outputs
 
-    return score_outputs(rows, build(config.task, "task"), more=config.metric is not None)
+    return score_outputs(rows, build(config.task, "task"), more=config.get("metric") is not None)
 
 
 def _battles(rows: Sequence[Row], config: DictConfig) -> Scored:

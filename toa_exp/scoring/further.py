@@ -19,7 +19,7 @@ def with_metric(scored: Scored, config: DictConfig) -> Scored:
 
     Raises BadInput for a metric of whole runs, and for outputs that it cannot be had of.
     """
-    if config.metric is None:
+    if config.get("metric") is None:
         return scored
     target: Any = get_object(str(config.metric._target_))
     if target is TaskMetrics:
