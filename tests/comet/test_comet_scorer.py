@@ -308,7 +308,7 @@ def test_flops_are_those_of_the_encoder(fake, tmp_path):
     xl = architecture(XL, output_head=False)
     assert xl.matrices == 36 * (4 * 2560**2 + 2 * 2560 * 10240) and not xl.causal
     given = folder(tmp_path, "unified_metric", input_segments=["mt", "src"])
-    (tmp_path / "encoder" / "config.json").write_text('{"model_type": "nobodys"}')
+    (tmp_path / "encoder" / "config.json").write_text('{"model_type": "xlm-roberta"}')
     with pytest.raises(BadInput, match="FLOPs"):
         Reward(**given)
 

@@ -104,8 +104,13 @@ def make(folder: Path) -> None:
                     or "layer_norm" in name
                 ):
                     weight.add_(0.3 * torch.randn_like(weight))
-            if kind == "xcomet_metric":
+            if kind == "xcomet_metric":  # tags of all kinds
                 model.hidden2tag.weight.mul_(3.0)
+                letters = torch.randint(len(SPECIAL), len(SPECIAL) + len(LETTERS), (8, 40))
+                hidden = model.eval().encoder(letters, torch.ones_like(letters))["all_layers"][
+                    own["word_layer"]
+                ]
+                model.hidden2tag.bias.copy_(-(hidden @ model.hidden2tag.weight.T).mean((0, 1)))
         save(folder / kind, kind, hparams, model.state_dict())
 
 
