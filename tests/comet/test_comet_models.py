@@ -73,7 +73,7 @@ def rows():
     made = [{"src": text(), "mt": text(), "ref": text()} for _ in range(14)]
     made += [
         {"src": "four chairs", "mt": "", "ref": "vier Stühle"},
-        {"src": "x", "mt": "y" * 3000, "ref": "z"},
+        {"src": "x", "mt": "y" * 100_000, "ref": "z"},
     ]
     return [*made, {"src": "a\0b", "mt": "\u202e\u05e9\u05dc\u05d5\u05dd 漢字", "ref": "\\frac{{{{"}]
 

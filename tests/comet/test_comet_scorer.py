@@ -4,18 +4,22 @@ import asyncio
 import json
 import math
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import yaml
 from helpers import cli
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from omegaconf import OmegaConf
 
 import toa_exp.comet.checkpoint as checkpoints
 import toa_exp.comet.environment as environment
 import toa_exp.comet.scorer as scorers
+from toa_exp.build import build
 from toa_exp.comet.checkpoint import Checkpoint
 from toa_exp.comet.scorer import Scorer, Settings
 from toa_exp.core import Problem
@@ -24,6 +28,7 @@ from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.metrics.comet import Comet as Metric
 from toa_exp.rewards.comet import Comet as Reward
 from toa_exp.scoring.measure import Output
+from toa_exp.serving.plan import served_reward
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 LARGE = {"model_type": "xlm-roberta", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -311,6 +316,41 @@ def test_flops_are_those_of_the_encoder(fake, tmp_path):
     (tmp_path / "encoder" / "config.json").write_text('{"model_type": "xlm-roberta"}')
     with pytest.raises(BadInput, match="FLOPs"):
         Reward(**given)
+
+
+def test_a_reward_is_placed_with_the_agents(fake, tmp_path):
+    class Ground:
+        wanted, loads = None, []
+
+        def add(self, models):
+            self.wanted = models
+
+        def plan(self):
+            (model,) = self.wanted()
+            assert (model.name, model.weights) == ("reward", 8 * reward.shape.active)
+            return SimpleNamespace(seats={"reward": SimpleNamespace(gpus=(1,))})
+
+        @contextmanager
+        def loading(self, gpus):
+            self.loads.append(tuple(gpus))
+            yield
+
+    given = folder(tmp_path, "unified_metric", input_segments=["mt", "src"])
+    reward, ground = Reward(**given, dtype="float64", max_batch=1), Ground()
+    reward.join(ground)
+    reward_of(reward, *((Problem(str(n), "src"), "a" * n) for n in range(4)))
+    assert {device for device, _ in batches(fake)} == {"cuda:1"}
+    assert ground.loads == [(1,)]
+    named, ground = Reward(**given, devices=[0]), Ground()
+    named.join(ground)
+    assert ground.wanted is None
+
+
+def test_a_served_reward_says_what_its_flops_are_counted_from(fake, tmp_path):
+    given = folder(tmp_path, "unified_metric", input_segments=["mt", "src"])
+    node = OmegaConf.create({"_target_": "toa_exp.rewards.comet.Comet", **given})
+    served = OmegaConf.create(served_reward(node, "cometkiwi", "http://localhost:1"))
+    assert build(served, "reward").shape == Reward(**given).shape
 
 
 def test_a_sentence_over_the_window_is_said(fake, tmp_path, caplog):
