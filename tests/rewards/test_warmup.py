@@ -96,6 +96,17 @@ def test_without_references_there_is_a_pair_of_its_own(tmp_path):
     assert list(pairs(Open(5))) == []
 
 
+def test_of_several_references_the_first_is_tried():
+    class Several(ToyTask):
+        def problems(self):
+            yield from (Problem(str(n), "Translate.", [f"first {n}", f"second {n}"]) for n in range(3))
+
+    assert [(good, bad) for _, good, bad in pairs(Several(3))] == [
+        ("first 0", "first 1"),
+        ("first 1", "first 2"),
+    ]
+
+
 def test_a_trial_that_fails_is_no_reason_to_stop(tmp_path, caplog):
     score(tmp_path / "s", Scripted({"text": 0.0}), ["text"], ToyTask(3))
     assert "could not be tried" in caplog.text

@@ -123,6 +123,8 @@ class Worker:
             env={**os.environ, **_OFFLINE},
             start_new_session=True,  # Ctrl-C is for this process, which then ends the other
         )
+        if self._ended_for_good:  # by now
+            _kill(self._process)
         ready = self._exchange(None, recipe.startup)
         if "fatal" in ready:
             self.close()

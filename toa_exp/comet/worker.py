@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import queue
 import sys
 import threading
@@ -113,7 +114,6 @@ def _load(spec: Spec) -> Any:
     from comet.models import str2model
 
     found: set[str] = set()
-
     kind: Any = str2model[spec["kind"]]
 
     class Checked(kind):  # type: ignore[misc]
@@ -121,15 +121,22 @@ def _load(spec: Spec) -> Any:
             found.update(checkpoint["state_dict"])
 
     Checked.__name__ = kind.__name__
-    model = Checked.load_from_checkpoint(
-        spec["checkpoint"],
-        map_location=torch.device("cpu"),
-        strict=False,
-        weights_only=True,
-        load_pretrained_weights=False,
-        local_files_only=True,
-        pretrained_model=spec["encoder"],
-    )
+    try:
+        model = Checked.load_from_checkpoint(
+            spec["checkpoint"],
+            map_location=torch.device("cpu"),
+            strict=False,
+            weights_only=True,
+            load_pretrained_weights=False,
+            local_files_only=True,
+            pretrained_model=spec["encoder"],
+        )
+    except pickle.UnpicklingError as error:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(spec["checkpoint"])
+        raise ValueError(
+            f"the checkpoint would run code on loading ({', '.join(unsafe)}); where it is trusted, save its "
+            f"state_dict and hyper_parameters anew"
+        ) from error
     missing = [name for name, _ in model.named_parameters() if name not in found]
     if missing:
         raise ValueError(f"the checkpoint has no {', '.join(missing[:3])} ({len(missing)} are missing)")
