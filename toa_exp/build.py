@@ -50,15 +50,20 @@ def build_function(config: DictConfig, what: str, keys: Collection[str] | None =
         function = get_object(target)
     except (ImportError, ValueError, AttributeError) as error:
         raise BadInput(f"{what}._target_={target} cannot be imported: {error}") from error
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
     keywords = {
-        str(key): value
-        for key, value in values.items()
-        if not str(key).startswith("_") and (keys is None or key in keys)
+        key: value
+        for key, value in plain(config).items()
+        if not key.startswith("_") and (keys is None or key in keys)
     }
     _check(function, keywords, what)
     return partial(function, **keywords)
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A configuration as dictionaries and lists, interpolations resolved."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
 
 
 def call(make: Callable[..., Made], values: Mapping[str, Any], what: str, **given: Any) -> Made:

@@ -15,7 +15,7 @@ from toa_exp.cost import Architecture, Price, architecture
 from toa_exp.digests import file_digest
 from toa_exp.errors import BadInput, choose
 
-_FIELDS = ["model", "revision", "sampling", "price", "architecture", "engine", "options"]
+_FIELDS = ["model", "revision", "sampling", "price", "architecture", "engine", "options", "made"]
 _SAMPLING = ["temperature", "top_p", "max_tokens"]
 _EXTRA = "extra_body"
 
@@ -29,7 +29,8 @@ class Agent:
     `architecture` is a config.json, or the hub id or folder of the model that has it; None: it is
     that of `model`. `engine` names one of the run's `engines`, None its `engine`. `options` belong to
     the engine and decide no sample; those of a simulated agent are what it is. `deciding` are those
-    settings of its engine that do, which the engine fills in.
+    settings of its engine that do: the engine fills them in, and `made` in the configuration gives
+    those of a server, such as its quantisation, of which nobody here would know.
     """
 
     name: str
@@ -101,7 +102,12 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
     for key in _SAMPLING:
         if sampling.get(key) is None:
             raise BadInput(f"agent {name!r} has no {key}; give ensemble.sampling.{key}=<value>")
-    price = fields.get("price")
+    price, made = fields.get("price"), fields.get("made") or {}
+    if not isinstance(made, Mapping):
+        raise BadInput(
+            f"agent {name!r} has made={made!r}; give what its server makes of the model, such as "
+            f"ensemble.agents.{name}.made={{quantization: fp8}}"
+        )
     return Agent(
         name=name,
         model=str(fields["model"]),
@@ -111,6 +117,7 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
         architecture=fields.get("architecture"),
         options=fields.get("options") or {},
         engine=fields.get("engine"),
+        deciding=dict(made),
     )
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from toa_exp import labels, records
 from toa_exp.aio import gather_all
-from toa_exp.build import build, build_function
+from toa_exp.build import build, build_function, plain
 from toa_exp.core import Problem, Reply, Request, Usage
 from toa_exp.cost import Cost
 from toa_exp.curves import Curve
@@ -93,8 +93,7 @@ def _configuration(folder: Path) -> DictConfig:
 
 def _metric(config: DictConfig, task: Task, store: Storage) -> RunMetric:
     """The metric, with what it needs: the task, a judge of its own, a sampler of its judge's engine."""
-    values = OmegaConf.to_container(config.metric, resolve=True)
-    assert isinstance(values, dict)
+    values = plain(config.metric)
     needs = get_object(str(values["_target_"])).needs
     given: dict[str, Any] = {"task": task} if "task" in needs else {}
     if "judge" in needs:

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from toa_exp.budgets import Budgets
-from toa_exp.build import build, build_function, call
+from toa_exp.build import build, build_function, call, plain
 from toa_exp.core import Search
 from toa_exp.cost import Accountant
 from toa_exp.draws import digest, encode
@@ -104,8 +104,8 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
     if place is None:
         place = build(config.runner, "runner")
     task = task_of(config)
-    agents = {name: _decided(agent, config) for name, agent in agents_of(_plain(config.ensemble)).items()}
-    budgets = call(Budgets.of, _plain(config.budget), "budget")
+    agents = {name: _decided(agent, config) for name, agent in agents_of(plain(config.ensemble)).items()}
+    budgets = call(Budgets.of, plain(config.budget), "budget")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     # A method given by _target_ alone still has the fields of the YAML that it replaces.
     replaced = "method._target_" in given
@@ -113,7 +113,7 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
     method = build_function(config.method, "method", keys)
     reward = place.reward(config, task)
     engine = place.engine(config, agents)
-    _share_gpus([*getattr(engine, "engines", [engine]), reward])
+    share_gpus([*getattr(engine, "engines", [engine]), reward])
     tau = method.keywords.get("tau")
     check_tau(tau, reward)
     return Job(
@@ -131,7 +131,7 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
         ),
         store=config.store.path,
         place=place,
-        warm_up=warm_up_of(reward, task, _plain(config.warm_up) if config.get("warm_up") else None, tau),
+        warm_up=warm_up_of(reward, task, plain(config.warm_up) if config.get("warm_up") else None, tau),
         config=config,
         overrides=overrides,
     )
@@ -164,10 +164,10 @@ def _decided(agent: Agent, config: DictConfig) -> Agent:
         return agent  # which is told when the engine is built
     if deciding is None:
         return agent
-    return replace(agent, deciding=deciding(agent, _plain(node)))
+    return replace(agent, deciding={**agent.deciding, **deciding(agent, plain(node))})
 
 
-def _share_gpus(parts: Sequence[Engine | Reward]) -> None:
+def share_gpus(parts: Sequence[Engine | Reward]) -> None:
     """Let all that run models here be placed together, by the first engine that plans."""
     planner = next((part for part in parts if hasattr(part, "ground")), None)
     for part in parts:
@@ -187,13 +187,6 @@ def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
         for name, members in groups.items()
     ]
     return engines[0] if len(engines) == 1 else Mixed(agents, engines)
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    """The configuration as plain dictionaries and lists, interpolations resolved."""
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
 
 
 def _check_numbers(config: DictConfig) -> None:

@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from toa_exp.app import launch
 from toa_exp.budgets import Budgets
-from toa_exp.build import build, build_function, call
+from toa_exp.build import build, build_function, call, plain
 from toa_exp.core import Problem
 from toa_exp.doctor.agents import check_answer, check_endpoints, check_flops, check_template
 from toa_exp.doctor.findings import Findings
@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> int:
 
 async def _examine(config: DictConfig, findings: Findings) -> None:
     """All checks, the cheap ones first; one that fails keeps no other from being made."""
-    agents = agents_of(_plain(config.ensemble))
+    agents = agents_of(plain(config.ensemble))
     engines = {name: engine_node(config, agent) for name, agent in agents.items()}
-    call(Budgets.of, _plain(config.budget), "budget")
+    call(Budgets.of, plain(config.budget), "budget")
     build_function(config.method, "method")
     build_function(config.selection, "selection")
     check_versions(findings)
@@ -135,9 +135,3 @@ async def _reward(
         finally:
             await reward.close()
         findings.ok("reward", f"scored an answer {score.reward:.4g}, reading {score.tokens} tokens")
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
