@@ -28,7 +28,7 @@ from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.metrics.comet import Comet as Metric
 from toa_exp.rewards.comet import Comet as Reward
 from toa_exp.scoring.measure import Output
-from toa_exp.serving.plan import served_reward
+from toa_exp.serving.served import served_reward
 
 FAKE = Path(__file__).with_name("fake_worker.py")
 LARGE = {"model_type": "xlm-roberta", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,

@@ -18,9 +18,9 @@ from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
 from toa_exp.engines.vllm_settings import Settings
-from toa_exp.ensemble import Agent
+from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
-from toa_exp.job import _decided, _share_gpus
+from toa_exp.job import _decided, share_gpus
 from toa_exp.rewards.classifier import Classifier
 from toa_exp.rewards.vllm_classifier import VllmClassifier
 
@@ -135,13 +135,13 @@ def test_agents_of_one_model_share_its_engine(folder, tmp_path):
 def test_agents_and_reward_are_placed_together(folder, tmp_path):
     reward = Classifier(model=str(classifier_model(tmp_path / "reward")))
     here, there = engine(agent(folder, "ash")), engine(agent(folder, "oak"))
-    _share_gpus([here, there, reward])
+    share_gpus([here, there, reward])
     gpus = [Gpu(0, "a GPU", 24 * GIB, 24 * GIB), Gpu(1, "a GPU", 24 * GIB, 24 * GIB)]
     made = here.ground.plan(lambda: gpus)
     assert made is not None and set(made.seats) == {"ash", "oak", "reward"}
     assert there.ground is here.ground
     with pytest.raises(BadInput, match="must agree"):
-        _share_gpus([here, engine(agent(folder), residents=1)])
+        share_gpus([here, engine(agent(folder), residents=1)])
 
 
 def test_a_reward_on_a_named_device_is_not_placed(tmp_path):
@@ -194,3 +194,14 @@ def test_what_decides_is_known_wherever_the_engine_is(folder):
     )
     assert _decided(agent(folder), config).deciding == {"quantization": "fp8"}
     assert _decided(replace(agent(folder), engine="usual"), config).deciding == {}
+
+
+def test_what_a_server_makes_of_a_model_is_said_by_its_agent(folder):
+    fields = {"model": str(folder), "sampling": {"temperature": 1.0, "top_p": 0.95, "max_tokens": 40}}
+    [plain] = agents_of({"agents": {"ash": fields}}).values()
+    [made] = agents_of({"agents": {"ash": {**fields, "made": {"quantization": "fp8"}}}}).values()
+    config = OmegaConf.create({"engine": {"_target_": "toa_exp.engines.openai.OpenAI"}, "engines": {}})
+    here = engine(agent(folder, options={"quantization": "fp8"})).agents["ash"]
+    assert _decided(made, config).fingerprint() == here.fingerprint() != _decided(plain, config).fingerprint()
+    with pytest.raises(BadInput, match=r"agent 'ash' has made='fp8'.*ensemble\.agents\.ash\.made="):
+        agents_of({"agents": {"ash": {**fields, "made": "fp8"}}})

@@ -1,6 +1,7 @@
 """Which servers a configuration needs."""
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import yaml
 
 from toa_exp import labels
 from toa_exp.app import CONF
+from toa_exp.engines.packing import GIB, Gpu
+from toa_exp.engines.vllm import Vllm
 from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput
 from toa_exp.labels import LAB_WEIGHTS
 from toa_exp.serving import plan as planning
-from toa_exp.serving.plan import Place, Plan, plan, served_ensemble, served_reward
-from toa_exp.serving.vllm import Settings, place
+from toa_exp.serving.plan import Place, Plan, plan
+from toa_exp.serving.processes import Server
+from toa_exp.serving.served import served_ensemble, served_reward
 
 MATH = LAB_WEIGHTS / "math"
 
@@ -46,6 +50,30 @@ def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 LAB = ["task=lab_math", "ensemble=lab"]
 
 
+def gpus(*sizes: int) -> Callable[[], list[Gpu]]:
+    """GPUs of so many GiB, with none in use."""
+    return lambda: [Gpu(index, "a GPU", size * GIB, size * GIB) for index, size in enumerate(sizes)]
+
+
+def folder(path: Path, weights: float) -> Path:
+    """A model of so many GiB, as far as a plan reads it: 1/8 MiB a token in the KV cache, 8192 tokens."""
+    path.mkdir()
+    config = {
+        "model_type": "llama", "dtype": "bfloat16", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32768,
+        "max_position_embeddings": 8192,
+    }  # fmt: skip
+    (path / "config.json").write_text(json.dumps(config))
+    index = {"metadata": {"total_size": int(weights * GIB)}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return path
+
+
+def given(server: Server) -> dict[str, str]:
+    """The options of a server's command."""
+    return dict(pairwise(server.command[3:]))
+
+
 def test_one_built_in_server_has_all_agents_and_another_the_reward(tmp_path):
     result = made(tmp_path, *LAB)
     chat, reward = result.servers
@@ -58,27 +86,69 @@ def test_one_built_in_server_has_all_agents_and_another_the_reward(tmp_path):
 
 
 def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm, monkeypatch):
-    monkeypatch.setattr(planning, "visible_gpus", lambda: [0, 1])
+    monkeypatch.setattr(planning, "visible_gpus", gpus(24, 24))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-6")
+    first, second = folder(tmp_path / "first", 4), folder(tmp_path / "second", 4)
     agents = (
-        "ensemble.agents={ash:{model:some/model,revision:abc,options:{dtype:float32,max_model_len:512,gpus:[0,1],"
-        "tensor_parallel_size:2,arguments:{enforce_eager:true,chat_template:my.jinja}}},elm:{model:other/model},"
-        "oak:{model:other/model,sampling:{temperature:0.1}}}"
+        f"ensemble.agents={{ash:{{model:{first},revision:abc,options:{{dtype:float16,max_model_len:512,gpus:[0,1],"
+        f"tensor_parallel_size:2,arguments:{{enforce_eager:true,chat_template:my.jinja}}}}}},elm:{{model:{second}}},"
+        f"oak:{{model:{second},sampling:{{temperature:0.1}}}}}}"
     )
     result = made(tmp_path, "~ensemble.agents", f"+{agents}", "server=vllm", "reward=verifier")
     ash, elm = result.servers
     assert result.agents["elm"] == result.agents["oak"] != result.agents["ash"]
-    assert ash.environment == {"CUDA_VISIBLE_DEVICES": "4,GPU-6"}
-    assert elm.environment == {"CUDA_VISIBLE_DEVICES": "4"}
-    command = ash.command
+    assert ash.environment == {"CUDA_VISIBLE_DEVICES": "4,GPU-6"} and ash.gpus == (0, 1)
+    assert elm.environment["CUDA_VISIBLE_DEVICES"] in ("4", "GPU-6") and len(elm.gpus) == 1
+    command, options = ash.command, given(ash)
     assert command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"]
-    given = dict(pairwise(command[3:]))
-    assert given["--model"] == given["--served-model-name"] == "some/model" and given["--revision"] == "abc"
-    assert given["--max-model-len"] == "512" and given["--tensor-parallel-size"] == "2"
-    assert given["--generation-config"] == "vllm" and given["--chat-template"] == "my.jinja"
-    assert given["--gpu-memory-utilization"] == "0.45"  # half of 0.9: another server is on GPU 0
-    assert "--enforce-eager" in command and result.agents["ash"].endswith(f":{given['--port']}/v1")
-    assert result.reward is None
+    assert options["--model"] == options["--served-model-name"] == str(first)
+    assert options["--revision"] == "abc" and options["--max-num-seqs"] == "256"
+    assert options["--max-model-len"] == "512" and options["--tensor-parallel-size"] == "2"
+    assert options["--generation-config"] == "vllm" and options["--chat-template"] == "my.jinja"
+    assert "--enforce-eager" in command and "--no-trust-remote-code" in command
+    assert result.agents["ash"].endswith(f":{options['--port']}/v1") and result.reward is None
+
+
+def test_the_gpus_are_shared_out_as_by_the_engine_of_a_run(tmp_path, vllm, monkeypatch, capsys):
+    monkeypatch.setattr(planning, "visible_gpus", gpus(24, 80))
+    models = {name: folder(tmp_path / name, size) for name, size in {"ash": 30, "elm": 6, "oak": 4}.items()}
+    agents = ",".join(f"{name}:{{model:{path}}}" for name, path in models.items())
+    wanted = ["~ensemble.agents", f"+ensemble.agents={{{agents}}}", "engine=vllm", "engine.max_num_seqs=64"]
+    wanted += ["engine.gpu_memory_utilization=0.8"]
+    result = made(tmp_path / "served", *wanted, "reward=verifier")
+    agents = agents_of(hydra.utils.instantiate(compose(*wanted).ensemble, _convert_="all"))
+    engine = Vllm(agents, gpu_memory_utilization=0.8)
+    seats = engine.ground.plan(gpus(24, 80)).seats
+    for name, server in zip(models, result.servers, strict=True):
+        assert server.gpus == seats[name].gpus
+        assert float(given(server)["--gpu-memory-utilization"]) == seats[name].share
+        assert given(server)["--max-num-seqs"] == "64"
+    assert "plan for 2 GPUs" in capsys.readouterr().err
+
+
+def test_servers_take_no_turns_so_what_does_not_fit_is_told_with_what_would(tmp_path, vllm, monkeypatch):
+    monkeypatch.setattr(planning, "visible_gpus", gpus(24))
+    models = ",".join(f"{name}:{{model:{folder(tmp_path / name, 12)}}}" for name in ("ash", "elm"))
+    wanted = ["~ensemble.agents", f"+ensemble.agents={{{models}}}", "reward=verifier", "engine=vllm"]
+    with pytest.raises(BadInput, match=r"(ash|elm) does not fit: weights 12\.0 GiB") as error:
+        made(tmp_path / "served", *wanted, "engine.residents=1")
+    assert "agents that take turns, toa-exp run with engine=vllm engine.residents=auto" in str(error.value)
+    assert "1 more GPU of 24 GiB" not in str(error.value) and not (tmp_path / "served").exists()
+    with pytest.raises(BadInput, match=r"engine\.gpus=\[1\]"):
+        made(tmp_path / "served", *wanted, "engine.gpus=[1]")
+
+
+def test_the_reward_has_its_place_beside_vllms_servers(tmp_path, vllm, monkeypatch):
+    monkeypatch.setattr(planning, "visible_gpus", gpus(24, 24))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    model, score = folder(tmp_path / "ash", 12), folder(tmp_path / "score", 12)
+    wanted = ["~ensemble.agents", f"+ensemble.agents={{ash:{{model:{model}}}}}", "engine=vllm"]
+    for reward in ("classifier", "vllm_classifier"):
+        ash, scorer = made(tmp_path / reward, *wanted, f"reward={reward}", f"reward.model={score}").servers
+        assert {ash.gpus, scorer.gpus} == {(0,), (1,)}
+        assert scorer.environment == {"CUDA_VISIBLE_DEVICES": str(scorer.gpus[0])}
+    spec = json.loads(Path(scorer.command[-1]).read_text())["reward"]
+    assert 12 / 24 < spec["gpu_memory_utilization"] <= 0.9 and spec["gpus"] is None
 
 
 def test_auto_takes_the_engines_server_and_else_vllm_where_there_is_one(tmp_path, vllm):
@@ -126,7 +196,7 @@ def test_options_that_vllms_server_does_not_have_are_named(tmp_path, vllm):
 def test_agents_and_reward_keep_their_identity_when_they_are_served():
     config = compose(*LAB, "+ensemble.agents.ada.price={prompt:1.0,completion:2.0}")
     agents = agents_of(hydra.utils.instantiate(config.ensemble, _convert_="all"))
-    text = served_ensemble(config, agents, dict.fromkeys(agents, "http://127.0.0.1:1/v1"))
+    text = served_ensemble(config, agents, dict.fromkeys(agents, "http://127.0.0.1:1/v1"), {})
     again = agents_of({"agents": yaml.safe_load(text)["agents"]})
     assert {n: a.fingerprint() for n, a in again.items()} == {n: a.fingerprint() for n, a in agents.items()}
     assert {n: a.shape() for n, a in again.items()} == {n: a.shape() for n, a in agents.items()}
@@ -139,28 +209,33 @@ def test_agents_and_reward_keep_their_identity_when_they_are_served():
     assert yaml.safe_load(rewards[0])["output_head"] is True
 
 
-def test_servers_share_out_the_gpus():
-    given = {
-        "large": Settings(tensor_parallel_size=2, gpus=[2, 3]),
-        "fixed": Settings(gpus=[0], gpu_memory_utilization=0.3),
-        "one": Settings(),
-        "two": Settings(),
-    }
-    shares = place(given, [0, 1, 2, 3], 0.8)
-    assert {name: (share.gpus, share.utilization) for name, share in shares.items()} == {
-        "large": ((2, 3), 0.8),
-        "fixed": ((0,), 0.3),
-        "one": ((1,), 0.8),
-        "two": ((0,), 0.4),
-    }
-    with pytest.raises(BadInput, match=r"agent 'big': tensor_parallel_size=4"):
-        place({"big": Settings(tensor_parallel_size=4)}, [0, 1], 0.9)
+@pytest.mark.parametrize("server", ["auto", "vllm"])
+def test_what_a_server_makes_of_a_model_stays_part_of_its_identity(tmp_path, vllm, monkeypatch, server):
+    monkeypatch.setattr(planning, "visible_gpus", gpus(80))
+    options = "{quantization:fp8,max_model_len:512,max_num_seqs:8,arguments:{kv_cache_dtype:fp8}}"
+    model = folder(tmp_path / "ash", 4)
+    wanted = [
+        "~ensemble.agents",
+        f"+ensemble.agents={{ash:{{model:{model},options:{options}}},elm:{{model:{model}}}}}",
+    ]
+    wanted += ["reward=verifier", "engine=vllm" if server == "auto" else "engine=openai", f"server={server}"]
+    config = compose(*wanted)
+    agents = agents_of(hydra.utils.instantiate(config.ensemble, _convert_="all"))
+    result = plan(config, agents, Place("127.0.0.1", None, tmp_path))
+    text = yaml.safe_load(served_ensemble(config, agents, result.agents, result.made))
+    served, here = agents_of({"agents": text["agents"]}), Vllm(agents).agents
+    assert {n: a.fingerprint() for n, a in served.items()} == {n: a.fingerprint() for n, a in here.items()}
+    assert served["ash"].deciding == {"quantization": "fp8", "max_model_len": 512, "kv_cache_dtype": "fp8"}
+    assert "made" not in text["agents"]["elm"] and served["ash"].fingerprint() != served["elm"].fingerprint()
 
 
 def test_on_a_cpu_nothing_is_read_in_chunks(tmp_path, vllm, monkeypatch):
-    monkeypatch.setattr(planning, "visible_gpus", lambda: [])
+    monkeypatch.setattr(planning, "visible_gpus", gpus())
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (server, *_) = made(tmp_path, *LAB, "server=vllm", "reward=verifier").servers
-    given = dict(pairwise(server.command))
-    assert "--no-enable-chunked-prefill" in server.command and given["--dtype"] == "float32"
-    assert int(given["--max-num-batched-tokens"]) >= 32768 and "--gpu-memory-utilization" not in given
-    assert "VLLM_CPU_KVCACHE_SPACE" in server.environment
+    options = given(server)
+    assert "--no-enable-chunked-prefill" in server.command and options["--dtype"] == "float32"
+    assert int(options["--max-num-batched-tokens"]) >= 32768 and "--gpu-memory-utilization" not in options
+    assert int(options["--kv-cache-memory-bytes"]) >= GIB and not server.gpus
+    assert server.environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert "OMP_NUM_THREADS" in server.environment

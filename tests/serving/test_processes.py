@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,48 @@ def test_a_server_that_dies_is_started_again_and_nothing_is_left_at_the_end(tmp_
     assert len(pids) == 4
     until(lambda: not any(map(alive, pids)))
     assert (tmp_path / "log").read_text().count("serving") >= 1
+
+
+LOADING = """
+import http.server, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        say("up")
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.flush()
+    def log_message(self, *_):
+        pass
+def say(what):
+    with open(sys.argv[2], "a") as file:
+        file.write(f"{what} {sys.argv[1]}\\n")
+say("loading")
+time.sleep(0.3)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_of_those_on_the_same_gpus_one_loads_at_a_time(tmp_path):
+    on = [(0,), (0, 1), (1,), (0,)]
+    servers = [replace(server(tmp_path, LOADING), gpus=gpus) for gpus in on]
+
+    async def main() -> None:
+        ready = asyncio.Event()
+        keeping = asyncio.create_task(keep(servers, CARE, ready))
+        await ready.wait()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+    asyncio.run(main())
+    gpus = {one.command[-2]: set(one.gpus) for one in servers}
+    loading: set[str] = set()
+    for what, port in (line.split() for line in (tmp_path / "pids").read_text().splitlines()):
+        if what == "up":
+            loading.discard(port)
+        else:
+            assert not any(gpus[port] & gpus[other] for other in loading)
+            loading.add(port)
+    assert not loading and len(gpus) == len(on)
 
 
 def test_one_that_is_silent_is_started_again(tmp_path, monkeypatch):

@@ -17,13 +17,15 @@ from itertools import pairwise
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from toa_exp.app import launch
+from toa_exp.build import plain
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
-from toa_exp.serving.plan import Place, Plan, plan, served_ensemble, served_reward
+from toa_exp.serving.plan import Place, Plan, plan
 from toa_exp.serving.processes import Care, keep
+from toa_exp.serving.served import served_ensemble, served_reward
 
 _OWN = ("server", "host", "port", "folder", "startup", "restarts")
 _REPLACED = ("ensemble", "engine", "reward")
@@ -38,9 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(config: DictConfig, folders: list[str]) -> None:
-    values = OmegaConf.to_container(config.ensemble, resolve=True)
-    assert isinstance(values, dict)
-    agents = agents_of({str(key): value for key, value in values.items()})
+    agents = agents_of(plain(config.ensemble))
     if config.startup <= 0 or config.restarts < 0:
         raise BadInput("startup is seconds above 0, restarts 0 or more")
     place = Place(str(config.host), config.port, Path(config.folder))
@@ -78,7 +78,7 @@ def _write(config: DictConfig, agents: dict[str, Agent], made: Plan, folder: Pat
     """The YAMLs with which a run finds the servers."""
     texts = {}
     if made.agents:
-        texts["ensemble"] = served_ensemble(config, agents, made.agents)
+        texts["ensemble"] = served_ensemble(config, agents, made.agents, made.made)
     if made.reward is not None:
         choice = str(HydraConfig.get().runtime.choices["reward"])
         texts["reward"] = served_reward(config.reward, choice, made.reward)

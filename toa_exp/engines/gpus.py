@@ -70,6 +70,14 @@ class Ground:
         """Plan for what `models` returns; it is called when the plan is made."""
         self._wanted.append(models)
 
+    def check(self, other: Ground) -> None:
+        """Raise BadInput where the terms of what is to share these GPUs are others."""
+        if other.terms != self.terms:
+            raise BadInput(
+                f"engines on the same GPUs must agree in gpus, gpu_memory_utilization and residents: "
+                f"{other.terms} and {self.terms}"
+            )
+
     def plan(self, gpus: Callable[[], Sequence[Gpu]] = visible_gpus) -> Plan | None:
         """The plan, made once; None where there is no GPU. Raises BadInput where they do not fit."""
         with self._lock:

@@ -71,7 +71,7 @@ class _Mends:
     def _fewer(self) -> list[str]:
         if self.residents is None or not self._fits(self.models, by_turns=True):
             return []
-        return ["fewer models awake at once, engine.residents=auto"]
+        return ["agents that take turns, toa-exp run with engine=vllm engine.residents=auto"]
 
     def _spread(self) -> list[str]:
         for size in (2, 4, 8):

@@ -20,16 +20,6 @@ from toa_exp.engines.vllm_settings import Settings, sampling_of
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, Unavailable, choose
 
-_SHARED = [
-    "dtype",
-    "quantization",
-    "max_model_len",
-    "tensor_parallel_size",
-    "max_num_seqs",
-    "prefix_caching",
-    "arguments",
-]
-
 
 class _Served:
     """A model with its process and tokenizer; `agent` is the first of those that use it.
@@ -119,7 +109,8 @@ class Vllm:
         self._said: list[str] = []
         self._settings = {name: _settings(agent, shared) for name, agent in agents.items()}
         self.agents = {
-            name: replace(agent, deciding=self._settings[name].deciding()) for name, agent in agents.items()
+            name: replace(agent, deciding={**agent.deciding, **self._settings[name].deciding()})
+            for name, agent in agents.items()
         }
         self._extra = {name: sampling_of(agent) for name, agent in agents.items()}
         first: dict[str, str] = {}
@@ -135,15 +126,11 @@ class Vllm:
     @staticmethod
     def deciding(agent: Agent, fields: Mapping[str, Any]) -> dict[str, Any]:
         """What has a say in an agent's samples, where the engine has these fields of its YAML."""
-        return _settings(agent, {name: fields[name] for name in _SHARED if name in fields}).deciding()
+        return _settings(agent, Settings.shared(fields)).deciding()
 
     def join(self, ground: Ground) -> None:
         """Be planned together with what else is on `ground`. Raises BadInput where the terms differ."""
-        if ground.terms != self.ground.terms:
-            raise BadInput(
-                f"engines on the same GPUs must agree in gpus, gpu_memory_utilization and residents: "
-                f"{self.ground.terms} and {ground.terms}"
-            )
+        ground.check(self.ground)
         self.ground = ground
         ground.add(self.models)
 

@@ -239,7 +239,7 @@ class Process:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         recipe = self._recipe
-        arguments = dict(recipe.arguments)
+        arguments = {**recipe.arguments, "disable_log_stats": True, "enable_log_requests": False}
         if seat is not None:
             arguments |= {"device_ids": list(seat.gpus), "gpu_memory_utilization": seat.share}
             self._sleeps = bool(arguments.get("enable_sleep_mode"))
@@ -281,15 +281,18 @@ def _check_vllm() -> None:
         ) from error
 
 
+def cpu_environment(engines: int) -> dict[str, str]:
+    """What one of `engines` processes of vLLM on a CPU finds in the environment, unless the user says."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {**_CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(max(1, cores // engines))}
+
+
 @contextlib.contextmanager
 def _environment(cpu: bool, engines: int) -> Iterator[None]:
     """The environment for vLLM's processes, which is as before when they have started."""
     before = dict(os.environ)
-    for name, value in {**_ENVIRONMENT, **(_CPU_ENVIRONMENT if cpu else {})}.items():
+    for name, value in {**_ENVIRONMENT, **(cpu_environment(engines) if cpu else {})}.items():
         os.environ.setdefault(name, value)
-    if cpu:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // engines)))
     try:
         yield
     finally:

@@ -81,6 +81,15 @@ class Settings:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
+    def shared(cls, engine: Mapping[str, Any]) -> dict[str, Any]:
+        """Those among the fields of engine=vllm that hold for every agent.
+
+        What it says of GPUs is about all of them together; an agent's own are in its options.
+        """
+        of_all = {"gpu_memory_utilization", "gpus"}
+        return {name: engine[name] for name in cls.__dataclass_fields__ if name in engine.keys() - of_all}
+
+    @classmethod
     def of(cls, shared: Mapping[str, Any], options: Mapping[str, Any], what: str, whose: str) -> Settings:
         """`shared` settings, overridden by `options`; `what` is their place in the configuration.
 
@@ -101,13 +110,20 @@ class Settings:
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
             raise BadInput(f"{whose}: gpu_memory_utilization={share} is a fraction above 0, up to 1")
-        if self.gpus is not None and len(set(self.gpus)) < self.tensor_parallel_size:
-            raise BadInput(
-                f"{whose}: gpus={self.gpus} are fewer than tensor_parallel_size={self.tensor_parallel_size}"
-            )
+        self._check_gpus(whose)
         for name in self.arguments:
             if name in _OWN:
                 raise BadInput(f"{whose}: arguments.{name} is set otherwise: use {_OWN[name]}")
+
+    def _check_gpus(self, whose: str) -> None:
+        if self.gpus is None:
+            return
+        if not isinstance(self.gpus, list) or not all(type(gpu) is int and gpu >= 0 for gpu in self.gpus):
+            raise BadInput(f"{whose}: gpus={self.gpus!r}; give the indices of its GPUs, as [0, 1]")
+        if len(set(self.gpus)) < self.tensor_parallel_size:
+            raise BadInput(
+                f"{whose}: gpus={self.gpus} are fewer than tensor_parallel_size={self.tensor_parallel_size}"
+            )
 
     def deciding(self) -> dict[str, Any]:
         """What of this has a say in the samples; nothing, for a model as it comes."""
@@ -146,11 +162,17 @@ class Settings:
             return kept
         batch = max(tokens, 8192) * size.cache
         return Model(
-            name, size.weights, only=kept.only, share=kept.share, overhead=kept.overhead + batch, sleeps=False
+            name,
+            size.weights,
+            gpus=kept.gpus,
+            only=kept.only,
+            share=kept.share,
+            overhead=kept.overhead + batch,
+            sleeps=False,
         )
 
     def engine_arguments(self, model: str, revision: str | None) -> dict[str, Any]:
-        """Arguments of AsyncEngineArgs that do not depend on the machine."""
+        """Arguments of vLLM, in this process and of its server, that do not depend on the machine."""
         return {
             "model": model,
             "revision": revision,
@@ -162,8 +184,6 @@ class Settings:
             "max_num_seqs": self.max_num_seqs,
             "enable_prefix_caching": self.prefix_caching,
             "trust_remote_code": False,
-            "disable_log_stats": True,
-            "enable_log_requests": False,
         }
 
     def cpu_arguments(self, model: str, revision: str | None, whose: str) -> dict[str, Any]:

@@ -73,13 +73,13 @@ class VllmClassifier:
         self._system = system
         self._thread = ThreadPoolExecutor(1)
         self._tokenizer: Any = None
-        self._ground = Ground()
-        self._ground.add(self.models)
+        self.ground = Ground()
+        self.ground.add(self.models)
         self._opening: asyncio.Task[Process] | None = None
 
     def join(self, ground: Ground) -> None:
         """Be placed together with the agents."""
-        self._ground = ground
+        self.ground = ground
         ground.add(self.models)
 
     def models(self) -> list[Model]:
@@ -135,7 +135,7 @@ class VllmClassifier:
             lambda: settings.cpu_arguments(source.model, source.revision, _NAME),
             settings.arguments,
         )
-        return Process(recipe, self._ground, None if plan is None else plan.seats[_NAME])
+        return Process(recipe, self.ground, None if plan is None else plan.seats[_NAME])
 
     def _plan(self) -> Plan | None:
         """The plan; raises BadInput for a model that is no plain sequence classifier."""
@@ -149,7 +149,7 @@ class VllmClassifier:
                     f"reward: {self._source.model!r} is a {name}, and reward=vllm_classifier runs models "
                     f"ForSequenceClassification; choose reward=classifier, or the reward made for it"
                 )
-        return self._ground.plan()
+        return self.ground.plan()
 
     def _read(self, prompt: str, text: str) -> list[int]:
         if self._tokenizer is None:

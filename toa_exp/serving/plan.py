@@ -1,4 +1,4 @@
-"""What is to be served: the servers that a configuration needs, and how runs then find them."""
+"""What is to be served: the servers that a configuration needs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from toa_exp.build import build
-from toa_exp.draws import canonical, digest
+from toa_exp.build import build, plain
+from toa_exp.engines.gpus import Ground, visible_gpus
+from toa_exp.engines.packing import Seat
+from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose, missing_extra
 from toa_exp.job import engine_node
@@ -22,13 +24,17 @@ from toa_exp.rewards.base import Reward
 from toa_exp.serving import vllm
 from toa_exp.serving.processes import Server, ports
 from toa_exp.serving.scores import Withheld
+from toa_exp.serving.vllm import settings_of
 
 SERVERS = ["auto", "transformers", "vllm"]
 _OPENAI = "toa_exp.engines.openai.OpenAI"
 _TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
 _VLLM = "toa_exp.engines.vllm.Vllm"
-_HTTP = "toa_exp.rewards.http.HTTP"
-_IN_RUN = ["toa_exp.rewards.verifier.Verifier", "toa_exp.rewards.simulator.SimulatedReward", _HTTP]
+_IN_RUN = [
+    "toa_exp.rewards.verifier.Verifier",
+    "toa_exp.rewards.simulator.SimulatedReward",
+    "toa_exp.rewards.http.HTTP",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,12 @@ class _Group:
         return next(iter(self.agents.values()))
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of its engine, where that is the one which it serves for."""
+        own = {"vllm": _VLLM, "transformers": _TRANSFORMERS}[self.kind]
+        return plain(self.engine) if _target(self.engine) == own else {}
+
+    @property
     def name(self) -> str:
         return f"{self.kind} server of {', '.join(self.agents)}"
 
@@ -75,10 +87,14 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Servers, and the URLs at which agents and reward will be."""
+    """Servers, and the URLs at which agents and reward will be.
+
+    `made` is, by agent, what its server makes of the model that has a say in its samples.
+    """
 
     servers: Sequence[Server]
     agents: Mapping[str, str]
+    made: Mapping[str, Mapping[str, Any]]
     reward: str | None
 
 
@@ -86,32 +102,41 @@ def plan(config: DictConfig, agents: Mapping[str, Agent], place: Place) -> Plan:
     """The servers that a configuration needs.
 
     Simulated agents, those that an endpoint already has, and rewards that read more than prompt and
-    response need none. Raises BadInput where nothing is left, or vLLM is wanted and not installed.
+    response need none. Raises BadInput where nothing is left, vLLM is wanted and not installed, or the
+    models do not fit onto the GPUs.
     """
     if config.server not in SERVERS:
         raise choose("server", config.server, SERVERS)
     groups = _groups(config, agents)
-    scored = config.reward.get("_target_") not in _IN_RUN
-    if not groups and not scored:
+    reward: Reward | None = None
+    if config.reward.get("_target_") not in _IN_RUN:
+        reward = build(config.reward, "reward", task=Withheld("task"))
+    if not groups and reward is None:
         raise BadInput(
             "there is nothing to serve: no agent has a model of its own that an endpoint does not already "
             "have, and the reward needs no server. Give ensemble=<one with models>, or reward=classifier"
         )
+    ours = [group for group in groups if group.kind == "vllm"]
+    settings = {group.first.name: settings_of(group.first, group.fields) for group in ours}
+    seats = _seats(ours, settings, reward)
     place.folder.mkdir(parents=True, exist_ok=True)
-    numbers = ports(place.host, place.port, len(groups) + scored)
+    numbers = ports(place.host, place.port, len(groups) + (reward is not None))
     servers: list[Server] = []
     urls: dict[str, str] = {}
-    commands = _vllm_commands([group for group in groups if group.kind == "vllm"])
+    made = {name: agent.deciding for name, agent in agents.items()}
     for group, port in zip(groups, numbers, strict=False):
+        name = group.first.name
         if group.kind == "vllm":
-            servers.append(_vllm_server(group, commands[group.first.name], place, port))
+            servers.append(_vllm_server(group, settings[name], seats.get(name), len(ours), place, port))
+            deciding = settings[name].deciding()
+            made |= {member.name: {**member.deciding, **deciding} for member in group.agents.values()}
         else:
             servers.append(_chat_server(group, place, port))
         urls |= dict.fromkeys(group.agents, f"{place.url(port)}/v1")
-    if not scored:
-        return Plan(servers, urls, None)
-    servers.append(_reward_server(config.reward, place, numbers[-1]))
-    return Plan(servers, urls, place.url(numbers[-1]))
+    if reward is None:
+        return Plan(servers, urls, made, None)
+    servers.append(_reward_server(config.reward, seats.get("reward"), place, numbers[-1]))
+    return Plan(servers, urls, made, place.url(numbers[-1]))
 
 
 def _groups(config: DictConfig, agents: Mapping[str, Agent]) -> list[_Group]:
@@ -149,37 +174,45 @@ def _url(engine: DictConfig, agent: Agent) -> Any:
     return agent.options.get("base_url") or engine.get("base_url")
 
 
-def _vllm_commands(groups: Sequence[_Group]) -> dict[str, tuple[vllm.Settings, vllm.Share | None]]:
-    """How each vLLM server runs, by its first agent."""
-    wanted, utilization = {}, 0.9
-    for group in groups:
-        shared = _plain(group.engine) if _target(group.engine) == _VLLM else {}
-        utilization = float(shared.get("gpu_memory_utilization") or utilization)
-        wanted[group.first.name] = vllm.Settings.of(group.first, vllm.shared_settings(shared))
-    gpus = visible_gpus() if wanted else []
-    shares = vllm.place(wanted, gpus, utilization) if gpus else {}
-    return {name: (settings, shares.get(name)) for name, settings in wanted.items()}
+def _seats(
+    groups: Sequence[_Group], settings: Mapping[str, Settings], reward: Reward | None
+) -> Mapping[str, Seat]:
+    """Places on the GPUs, by agent, and the reward's beside vLLM's servers; none where there are no GPUs.
+
+    As a run with engine=vllm plans them, but that nobody takes turns: a server is asked at any time.
+    """
+    grounds = [_ground(group, len(groups)) for group in groups if _target(group.engine) == _VLLM]
+    ground = grounds[0] if grounds else Ground(residents=len(groups))
+    for other in grounds:
+        ground.check(other)
+    first = [group.first for group in groups]
+    ground.add(
+        lambda: [
+            settings[agent.name].model(agent.name, agent.model, agent.revision, f"agent {agent.name!r}")
+            for agent in first
+        ]
+    )
+    if groups and reward is not None and hasattr(reward, "join"):
+        reward.join(ground)
+    made = ground.plan(visible_gpus) if groups else None
+    return {} if made is None else made.seats
 
 
-def visible_gpus() -> list[int]:
-    """The indices of the GPUs that servers may use, as CUDA_VISIBLE_DEVICES counts them."""
-    import torch
-
-    return list(range(torch.cuda.device_count()))
+def _ground(group: _Group, residents: int) -> Ground:
+    return Ground(group.fields["gpus"], float(group.fields["gpu_memory_utilization"]), residents)
 
 
 def _vllm_server(
-    group: _Group, how: tuple[vllm.Settings, vllm.Share | None], place: Place, port: int
+    group: _Group, settings: Settings, seat: Seat | None, servers: int, place: Place, port: int
 ) -> Server:
-    settings, share = how
-    command, environment = vllm.command(group.first, settings, share, place.host, port)
+    command, environment = vllm.command(group.first, settings, seat, servers, place.host, port)
     log = place.folder / f"{'+'.join(group.agents)}.log"
-    return Server(group.name, command, f"http://{_near(place.host)}:{port}/health", log, environment)
+    health = f"http://{_near(place.host)}:{port}/health"
+    return Server(group.name, command, health, log, environment, seat.gpus if seat else ())
 
 
 def _chat_server(group: _Group, place: Place, port: int) -> Server:
-    engine = group.engine if _target(group.engine) == _TRANSFORMERS else None
-    settings = {"_target_": _TRANSFORMERS} if engine is None else _plain(engine)
+    settings = group.fields or {"_target_": _TRANSFORMERS}
     members = {
         name: {
             "model": member.model,
@@ -193,9 +226,15 @@ def _chat_server(group: _Group, place: Place, port: int) -> Server:
     return _worker(group.name, {"engine": settings, "agents": members}, place, port, log)
 
 
-def _reward_server(node: DictConfig, place: Place, port: int) -> Server:
-    build(node, "reward", task=Withheld("task"))  # what is wrong with it is said here, not in a log
-    return _worker("reward server", {"reward": _plain(node)}, place, port, place.folder / "reward.log")
+def _reward_server(node: DictConfig, seat: Seat | None, place: Place, port: int) -> Server:
+    log = place.folder / "reward.log"
+    if seat is None:
+        return _worker("reward server", {"reward": plain(node)}, place, port, log)
+    fields = plain(node)
+    if "gpu_memory_utilization" in fields:  # it plans for itself, of the GPUs that it sees
+        fields |= {"gpus": None, "gpu_memory_utilization": seat.share}
+    server = _worker("reward server", {"reward": fields}, place, port, log)
+    return replace(server, environment=vllm.on_gpus(seat), gpus=seat.gpus)
 
 
 def _worker(name: str, spec: dict[str, Any], place: Place, port: int, log: Path) -> Server:
@@ -208,46 +247,3 @@ def _worker(name: str, spec: dict[str, Any], place: Place, port: int, log: Path)
 def _near(host: str) -> str:
     """The address under which this machine reaches what listens at `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-
-
-def served_ensemble(config: DictConfig, agents: Mapping[str, Agent], urls: Mapping[str, str]) -> str:
-    """The YAML of an ensemble whose agents are reached at `urls`.
-
-    Models, revisions and sampling stay, and with them what identifies a sample: draws that a local
-    engine made are not made again.
-    """
-    members = {}
-    for name, agent in agents.items():
-        fields = _plain(config.ensemble.agents[name])
-        if name in urls:
-            fields.pop("engine", None)
-            fields["options"] = {"base_url": urls[name]}
-        members[name] = {**fields, "sampling": dict(agent.sampling)}
-    text = OmegaConf.to_yaml(OmegaConf.create({"agents": members}))
-    return (
-        f"# Written by toa-exp serve: the agents of its ensemble, at the servers that it started.\n"
-        f"defaults:\n  - override /engine@_global_.engine: openai\n{text}"
-    )
-
-
-def served_reward(node: DictConfig, choice: str, url: str) -> str:
-    """The YAML of a reward that is reached at `url`; its identity is what decides its scores."""
-    reward: Reward = build(node, "reward", task=Withheld("task"))
-    identity = digest(canonical(reward.fingerprint())).hex()[:12]
-    fields = {
-        "_target_": _HTTP,
-        "model": f"{choice}-{identity}",
-        "base_url": url,
-        "architecture": node.get("architecture")
-        or getattr(reward, "architecture", None)  # of an encoder that is not at `model`
-        or (node.get("model") if reward.shape else None),
-        "output_head": bool(reward.shape and reward.shape.head),
-    }
-    text = OmegaConf.to_yaml(OmegaConf.create(fields), resolve=True)
-    return f"# Written by toa-exp serve: its reward, at the server that it started.\n{text}"
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,8 @@ class Ended(ToaError):
 class Server:
     """A server to be run: `url` is where it answers, its `/health` says whether it is up.
 
-    `environment` is set beside that of this process, and all output goes to the file `log`.
+    `environment` is set beside that of this process, and all output goes to the file `log`. Of those
+    on the same `gpus` one loads at a time, since vLLM measures what the others leave.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Server:
     health: str
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    gpus: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,11 @@ async def keep(servers: Sequence[Server], care: Care, ready: asyncio.Event) -> N
     the end, none is left running.
     """
     up = [asyncio.Event() for _ in servers]
+    loading = {gpu: asyncio.Lock() for server in servers for gpu in server.gpus}
     try:
         async with asyncio.TaskGroup() as group, ClientSession() as session:
             for server, event in zip(servers, up, strict=True):
-                group.create_task(_Keeper(server, care, session, event).keep())
+                group.create_task(_Keeper(server, care, session, event, loading).keep())
             for event in up:
                 await event.wait()
             ready.set()
@@ -82,11 +85,19 @@ async def keep(servers: Sequence[Server], care: Care, ready: asyncio.Event) -> N
 class _Keeper:
     """Keeps one server up."""
 
-    def __init__(self, server: Server, care: Care, session: ClientSession, up: asyncio.Event) -> None:
+    def __init__(
+        self,
+        server: Server,
+        care: Care,
+        session: ClientSession,
+        up: asyncio.Event,
+        loading: Mapping[int, asyncio.Lock],
+    ) -> None:
         self._server = server
         self._care = care
         self._session = session
         self._up = up
+        self._loading = [loading[gpu] for gpu in sorted(server.gpus)]
 
     async def keep(self) -> None:
         faults, since = 0, 0.0
@@ -107,7 +118,13 @@ class _Keeper:
             await asyncio.sleep(pause)
 
     async def _live(self) -> str:
-        """Run the server once; returns why it is no more."""
+        """Run the server once, when its GPUs are free to load on; returns why it is no more."""
+        async with AsyncExitStack() as loading:
+            for lock in self._loading:
+                await loading.enter_async_context(lock)
+            return await self._run(loading)
+
+    async def _run(self, loading: AsyncExitStack) -> str:
         with self._server.log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *[sys.executable, "-I", str(_GUARD), *self._server.command],
@@ -119,7 +136,7 @@ class _Keeper:
             )
         ended = asyncio.create_task(process.wait())
         try:
-            watching = asyncio.create_task(self._watch())
+            watching = asyncio.create_task(self._watch(loading))
             await asyncio.wait([ended, watching], return_when=asyncio.FIRST_COMPLETED)
             watching.cancel()
             if ended.done():
@@ -130,8 +147,8 @@ class _Keeper:
             process.stdin.close()
             await asyncio.shield(ended)
 
-    async def _watch(self) -> str:
-        """Look at the server until it is silent for too long."""
+    async def _watch(self, loading: AsyncExitStack) -> str:
+        """Look at the server until it is silent for too long; `loading` ends when it is up."""
         care = self._care
         started = heard = time.monotonic()
         here = False
@@ -141,6 +158,7 @@ class _Keeper:
                     log.info("%s is up after %.0f s", self._server.name, time.monotonic() - started)
                 heard = time.monotonic()
                 here = True
+                await loading.aclose()
                 self._up.set()
             silent = time.monotonic() - heard
             if not here and silent > care.startup:
