@@ -17,6 +17,7 @@ from toa_exp.core import Search
 from toa_exp.cost import Accountant
 from toa_exp.draws import digest, encode
 from toa_exp.engines.base import Engine
+from toa_exp.engines.gpus import Ground
 from toa_exp.engines.mixed import Mixed
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
@@ -167,12 +168,16 @@ def _decided(agent: Agent, config: DictConfig) -> Agent:
     return replace(agent, deciding={**agent.deciding, **deciding(agent, plain(node))})
 
 
-def share_gpus(parts: Sequence[Engine | Reward]) -> None:
-    """Let all that run models here be placed together, by the first engine that plans."""
+def share_gpus(parts: Sequence[Engine | Reward]) -> Ground | None:
+    """Let all that run models here be placed together, by the first that plans; None where none does."""
     planner = next((part for part in parts if hasattr(part, "ground")), None)
+    if planner is None:
+        return None
     for part in parts:
-        if planner is not None and part is not planner and hasattr(part, "join"):
+        if part is not planner and hasattr(part, "join"):
             part.join(planner.ground)
+    ground: Ground = planner.ground
+    return ground
 
 
 def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:

@@ -1,25 +1,33 @@
 """toa-exp doctor: one line each, and the mend."""
 
 import json
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pytest
 from fake_endpoint import Answer, Asked, completion, refusal, serving
 from helpers import cli
 from remote import KEY, SHAPE
 from tiny_models import causal_model, classifier_model
 
+from toa_exp.app import CONF
 from toa_exp.commands import doctor as command
 from toa_exp.doctor import machine, memory
 from toa_exp.doctor.findings import Findings
+from toa_exp.engines import gpus
+from toa_exp.engines.packing import GIB, Gpu
 from toa_exp.ensemble import Agent
 from toa_exp.errors import ToaError
+from toa_exp.job import assemble
 
 Doctor = Callable[..., tuple[int, list[str], str]]
 LOCAL = ["task=jsonl", "engine=transformers", "reward=verifier", "ensemble.sampling.max_tokens=16"]
+SHAPE_OF_8_KIB = {
+    "model_type": "llama", "dtype": "bfloat16", "hidden_size": 256, "intermediate_size": 512,
+    "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 100, "max_position_embeddings": 1024,
+}  # fmt: skip
 REMOTE = ["task=jsonl", "engine=openai", "reward=verifier", "ensemble=simulated"]
 
 
@@ -194,25 +202,37 @@ def test_a_sweep_is_looked_at_once(doctor, tmp_path):
     assert len(lines) == len(set(lines)) and sum("versions" in line for line in lines) == 1
 
 
-def weights(folder: Path, parameters: int) -> str:
-    """A model folder whose only file says how many parameters it has."""
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [parameters], "data_offsets": [0, 2 * parameters]}})
+def weights(folder: Path, size: float, **changes: object) -> str:
+    """A model folder that says how many GiB its files have, in bfloat16; 8 KiB a token in the KV cache."""
     folder.mkdir()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    (folder / "config.json").write_text(json.dumps({**SHAPE_OF_8_KIB, **changes}))
+    index = {"metadata": {"total_size": int(size * GIB)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return str(folder)
 
 
 @pytest.mark.parametrize(("free", "level"), [(100.0, "OK"), (17.0, "WARN"), (15.0, "FAIL")])
 def test_models_are_weighed_against_the_memory_that_is_free(free, level, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda device: ("cuda:0", int(free * 2**30)))
+    monkeypatch.setattr(memory, "free_memory", lambda device: ("cuda:0", int(free * GIB)))
     said: list[str] = []
     engine = {"device": "auto", "dtype": "auto"}
-    one = Agent("ash", weights(tmp_path / "a", 4 * 2**30), None, {})
-    two = Agent("elm", weights(tmp_path / "b", 2 * 2**30), None, {}, options={"dtype": "float32"})
+    one = Agent("ash", weights(tmp_path / "a", 8), None, {})
+    two = Agent("elm", weights(tmp_path / "b", 4), None, {}, options={"dtype": "float32"})
     models = [memory.Weights.of_agent(agent, engine) for agent in (one, two)]
     memory.check_memory(Findings(said.append), models)
     (line,) = said
     assert line.startswith(level) and "16.00 GiB of weights (agent 'ash' 8.00, agent 'elm' 8.00)" in line
+
+
+def test_a_model_whose_size_is_not_known_is_no_small_one(tmp_path):
+    (tmp_path / "empty").mkdir()
+    said: list[str] = []
+    engine = {"device": "cpu", "dtype": "auto"}
+    for model in (tmp_path / "empty", weights(tmp_path / "a", 1, dtype="bfloat16")):
+        agent = Agent("ash", str(model), None, {}, options={"dtype": "float31"})
+        memory.check_memory(Findings(said.append), [memory.Weights.of_agent(agent, engine)])
+    assert "how much agent 'ash' takes is not known" in said[0] and "config.json" in said[0]
+    assert "unknown dtype of agent 'ash': 'float31'" in said[1] and all(s.startswith("WARN") for s in said)
 
 
 def test_memory_of_the_machine_is_known():
@@ -220,26 +240,40 @@ def test_memory_of_the_machine_is_known():
     assert place == "the CPU" and free > 2**20
 
 
-def test_a_plan_for_the_gpus_stands_for_the_memory_check():
-    class Planner:
-        """An engine that plans, as engine=vllm does; `rows` None where there is no GPU."""
+def local_vllm(tmp_path: Path, *sizes: float) -> list[str]:
+    """An ensemble for engine=vllm of models of so many GiB, and a reward of 3 GiB."""
+    names = {f"a{number}": weights(tmp_path / f"a{number}", size) for number, size in enumerate(sizes)}
+    members = agents(**{name: f"model:{model}" for name, model in names.items()})
+    reward = weights(tmp_path / "reward", 3)
+    return ["task=simulated", "engine=vllm", "reward=classifier", f"reward.model={reward}", members]
 
-        def __init__(self, rows: str | None) -> None:
-            self.ground = self
-            self._rows = rows
 
-        def plan(self) -> object:
-            if self._rows == "full":
-                raise ToaError("ash does not fit: it needs a GPU of 80 GiB")
-            return self if self._rows else None
+def test_models_for_gpus_are_placed_as_a_run_places_them(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    given = local_vllm(tmp_path, 12, 4)
+    _, lines, _ = doctor(*given)
+    (line,) = [line for line in lines if " memory: " in line]
+    rewritten = [
+        "~ensemble.agents",
+        *(f"+{text}" if text.startswith("ensemble.") else text for text in given),
+    ]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        job = assemble(hydra.compose("config", rewritten), given)
+    plan = job.engine.ground.plan()
+    assert set(plan.seats) == {"a0", "a1", "reward"}
+    assert line == "OK   memory: " + "; ".join(" ".join(row.split()) for row in plan.table().splitlines())
 
-        def table(self) -> str:
-            return str(self._rows)
 
-    said: list[str] = []
-    findings = Findings(said.append)
-    assert memory.check_plan(findings, [object(), Planner("model  GPU\nash    0")])
-    assert said == ["OK   memory: model GPU; ash 0"]
-    assert not memory.check_plan(findings, [Planner(None)]) and not memory.check_plan(findings, [])
-    assert memory.check_plan(findings, [Planner("full")])
-    assert said[1:] == ["FAIL memory: ash does not fit: it needs a GPU of 80 GiB"]
+def test_models_that_no_run_could_place_fail(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    status, lines, _ = doctor(*local_vllm(tmp_path, 30))
+    (line,) = [line for line in lines if " memory: " in line]
+    assert status == 1 and line.startswith("FAIL memory: a0 does not fit: weights 30.0 GiB")
+
+
+def test_without_gpus_what_vllm_runs_is_weighed(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [])
+    monkeypatch.setattr(memory, "free_memory", lambda device: (machine.CPU, 1000 * GIB))
+    _, lines, _ = doctor(*local_vllm(tmp_path, 12))
+    (line,) = [line for line in lines if " memory: " in line]
+    assert "30.00 GiB of weights (agent 'a0' 24.00, reward 6.00), 1000.0 GiB free on the CPU" in line

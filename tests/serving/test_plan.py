@@ -11,6 +11,7 @@ import yaml
 
 from toa_exp import labels
 from toa_exp.app import CONF
+from toa_exp.engines import gpus as placing
 from toa_exp.engines.packing import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
 from toa_exp.ensemble import agents_of
@@ -86,7 +87,7 @@ def test_one_built_in_server_has_all_agents_and_another_the_reward(tmp_path):
 
 
 def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm, monkeypatch):
-    monkeypatch.setattr(planning, "visible_gpus", gpus(24, 24))
+    monkeypatch.setattr(placing, "visible_gpus", gpus(24, 24))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-6")
     first, second = folder(tmp_path / "first", 4), folder(tmp_path / "second", 4)
     agents = (
@@ -110,7 +111,7 @@ def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm,
 
 
 def test_the_gpus_are_shared_out_as_by_the_engine_of_a_run(tmp_path, vllm, monkeypatch, capsys):
-    monkeypatch.setattr(planning, "visible_gpus", gpus(24, 80))
+    monkeypatch.setattr(placing, "visible_gpus", gpus(24, 80))
     models = {name: folder(tmp_path / name, size) for name, size in {"ash": 30, "elm": 6, "oak": 4}.items()}
     agents = ",".join(f"{name}:{{model:{path}}}" for name, path in models.items())
     wanted = ["~ensemble.agents", f"+ensemble.agents={{{agents}}}", "engine=vllm", "engine.max_num_seqs=64"]
@@ -127,7 +128,7 @@ def test_the_gpus_are_shared_out_as_by_the_engine_of_a_run(tmp_path, vllm, monke
 
 
 def test_servers_take_no_turns_so_what_does_not_fit_is_told_with_what_would(tmp_path, vllm, monkeypatch):
-    monkeypatch.setattr(planning, "visible_gpus", gpus(24))
+    monkeypatch.setattr(placing, "visible_gpus", gpus(24))
     models = ",".join(f"{name}:{{model:{folder(tmp_path / name, 12)}}}" for name in ("ash", "elm"))
     wanted = ["~ensemble.agents", f"+ensemble.agents={{{models}}}", "reward=verifier", "engine=vllm"]
     with pytest.raises(BadInput, match=r"(ash|elm) does not fit: weights 12\.0 GiB") as error:
@@ -139,7 +140,7 @@ def test_servers_take_no_turns_so_what_does_not_fit_is_told_with_what_would(tmp_
 
 
 def test_the_reward_has_its_place_beside_vllms_servers(tmp_path, vllm, monkeypatch):
-    monkeypatch.setattr(planning, "visible_gpus", gpus(24, 24))
+    monkeypatch.setattr(placing, "visible_gpus", gpus(24, 24))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     model, score = folder(tmp_path / "ash", 12), folder(tmp_path / "score", 12)
     wanted = ["~ensemble.agents", f"+ensemble.agents={{ash:{{model:{model}}}}}", "engine=vllm"]
@@ -211,7 +212,7 @@ def test_agents_and_reward_keep_their_identity_when_they_are_served():
 
 @pytest.mark.parametrize("server", ["auto", "vllm"])
 def test_what_a_server_makes_of_a_model_stays_part_of_its_identity(tmp_path, vllm, monkeypatch, server):
-    monkeypatch.setattr(planning, "visible_gpus", gpus(80))
+    monkeypatch.setattr(placing, "visible_gpus", gpus(80))
     options = "{quantization:fp8,max_model_len:512,max_num_seqs:8,arguments:{kv_cache_dtype:fp8}}"
     model = folder(tmp_path / "ash", 4)
     wanted = [
@@ -230,7 +231,7 @@ def test_what_a_server_makes_of_a_model_stays_part_of_its_identity(tmp_path, vll
 
 
 def test_on_a_cpu_nothing_is_read_in_chunks(tmp_path, vllm, monkeypatch):
-    monkeypatch.setattr(planning, "visible_gpus", gpus())
+    monkeypatch.setattr(placing, "visible_gpus", gpus())
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (server, *_) = made(tmp_path, *LAB, "server=vllm", "reward=verifier").servers
     options = given(server)

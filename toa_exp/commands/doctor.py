@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -22,9 +21,10 @@ from toa_exp.doctor.findings import Findings
 from toa_exp.doctor.machine import check_gpus, check_versions
 from toa_exp.doctor.memory import Weights, check_memory, check_plan
 from toa_exp.draws import Message
+from toa_exp.engines.base import Engine
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import ToaError
-from toa_exp.job import engine_node
+from toa_exp.job import engine_node, engine_of
 from toa_exp.rewards.base import Reward
 from toa_exp.tasks.base import Task
 
@@ -56,7 +56,7 @@ async def _examine(config: DictConfig, findings: Findings) -> None:
     check_versions(findings)
     check_gpus(findings)
     task, problem, chats = _task(config, findings)
-    _memory(config, findings, agents, engines, task)
+    await _memory(config, findings, agents, engines, task)
     text: str | None = None
     for name, agent in agents.items():
         check_flops(findings, agent)
@@ -69,32 +69,37 @@ async def _examine(config: DictConfig, findings: Findings) -> None:
         await task.close()
 
 
-def _memory(
+async def _memory(
     config: DictConfig,
     findings: Findings,
     agents: Mapping[str, Agent],
     engines: Mapping[str, DictConfig],
     task: Task | None,
 ) -> None:
-    """Whether what is loaded in this process fits, by the plan for the GPUs where an engine makes one."""
-    parts: list[Any] = []
+    """Whether what is loaded in this process fits: by a run's plan where it makes one, else by weight."""
+    parts: list[Engine | Reward] = []
+    members = {name: agent for name, agent in agents.items() if engines[name].get("_target_") == _VLLM}
     with findings.checking("memory"):
-        members = {name: agent for name, agent in agents.items() if engines[name].get("_target_") == _VLLM}
-        for node in {id(engines[name]): engines[name] for name in members}.values():
-            own = {name: agent for name, agent in members.items() if engines[name] is node}
-            parts.append(build(node, "engine", agents=own))
-        if parts:
+        if members:
+            engine = engine_of(config, members)
+            parts += getattr(engine, "engines", [engine])
+        with findings.checking("reward"):
             parts.append(build(config.reward, "reward", task=task))
-    planned = check_plan(findings, parts)
-    local = [_TRANSFORMERS] if planned else [_TRANSFORMERS, _VLLM]
-    models = [
-        Weights.of_agent(agent, engines[name])
-        for name, agent in agents.items()
-        if engines[name].get("_target_") in local and not agent.simulated
-    ]
-    if "device" in config.reward and config.reward.get("model"):
-        models.append(Weights.of_reward(config.reward))
-    check_memory(findings, models)
+        try:
+            plan = check_plan(findings, parts)
+        finally:
+            for part in parts:
+                await part.close()
+        local = [_TRANSFORMERS] if plan is not None else [_TRANSFORMERS, _VLLM]
+        models = [
+            Weights.of_agent(agent, engines[name])
+            for name, agent in agents.items()
+            if engines[name].get("_target_") in local and not agent.simulated
+        ]
+        placed = plan is not None and "reward" in plan.seats
+        if "device" in config.reward and config.reward.get("model") and not placed:
+            models.append(Weights.of_reward(config.reward))
+        check_memory(findings, models)
 
 
 def _task(config: DictConfig, findings: Findings) -> tuple[Task | None, Problem, Mapping[str, list[Message]]]:

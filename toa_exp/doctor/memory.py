@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
-from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from toa_exp.doctor.findings import Findings
-from toa_exp.doctor.machine import free_memory
+from toa_exp.doctor.machine import CPU, free_memory
+from toa_exp.engines.base import Engine
+from toa_exp.engines.packing import GIB, Plan
+from toa_exp.engines.sizes import weights_of
 from toa_exp.ensemble import Agent
+from toa_exp.errors import BadInput
+from toa_exp.job import share_gpus
+from toa_exp.rewards.base import Reward
 
-_GIB = 2**30
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-_STORED = {"BF16": "bfloat16", "F16": "float16"}  # as safetensors names them
 _ROOM = 0.8  # of the free memory: the rest is for the cache of keys and values, and for activations
-_HEADER = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +44,24 @@ class Weights:
         return cls("reward", str(reward.get("model")), reward.get("revision"), device, dtype)
 
     def size(self) -> int:
-        """Bytes; 0 where they cannot be found out."""
-        parameters, stored = _parameters(self.model, self.revision)
+        """Bytes. Raises BadInput where they cannot be found out."""
         dtype = self.dtype
-        if dtype == "auto":
-            dtype = "float32" if free_memory(self.device)[0] == "the CPU" else stored
-        return parameters * _BYTES.get(dtype, 4)
+        if dtype == "auto" and free_memory(self.device)[0] == CPU:
+            dtype = "float32"
+        return weights_of(self.model, self.revision, self.whose, dtype=dtype)
 
 
 def check_memory(findings: Findings, models: Sequence[Weights]) -> None:
     """Weights against the free memory of their devices; a model that several have counts once."""
     devices: dict[str, dict[tuple[str, ...], tuple[str, int]]] = {}
     for one in models:
-        size = one.size()
-        if size:
+        try:
+            size = one.size()
+        except BadInput as error:
+            findings.warn("memory", f"how much {one.whose} takes is not known: {error}")
+        else:
             key = (one.model, str(one.revision), one.dtype)
             devices.setdefault(one.device, {}).setdefault(key, (one.whose, size))
-        else:
-            findings.warn(
-                "memory",
-                f"{one.whose}: how large {one.model!r} is could not be found out; see that it is a folder "
-                f"with safetensors files, or that the hub is reachable",
-            )
     for device, sizes in devices.items():
         _weigh(findings, device, list(sizes.values()))
 
@@ -76,8 +69,8 @@ def check_memory(findings: Findings, models: Sequence[Weights]) -> None:
 def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[str, int]]) -> None:
     place, free = free_memory(device)
     total = sum(size for _, size in sizes)
-    each = ", ".join(f"{whose} {size / _GIB:.2f}" for whose, size in sizes)
-    said = f"{total / _GIB:.2f} GiB of weights ({each}), {free / _GIB:.1f} GiB free on {place}"
+    each = ", ".join(f"{whose} {size / GIB:.2f}" for whose, size in sizes)
+    said = f"{total / GIB:.2f} GiB of weights ({each}), {free / GIB:.1f} GiB free on {place}"
     if total > free:
         findings.fail(
             "memory",
@@ -92,45 +85,13 @@ def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[str, int]]) ->
         findings.ok("memory", said)
 
 
-def check_plan(findings: Findings, parts: Sequence[Any]) -> bool:
-    """The placement on GPUs of engines and rewards that plan one (their `ground`); False where none does."""
-    planner = next((part for part in parts if hasattr(part, "ground")), None)
-    if planner is None:
-        return False
-    with findings.checking("memory"):
-        for part in parts:
-            if part is not planner and hasattr(part, "join"):
-                part.join(planner.ground)
-        plan = planner.ground.plan()
-        if plan is None:
-            return False
+def check_plan(findings: Findings, parts: Sequence[Engine | Reward]) -> Plan | None:
+    """The plan for the GPUs that a run of these engines and rewards makes; None where it makes none.
+
+    Raises BadInput where they do not fit.
+    """
+    ground = share_gpus(parts)
+    plan = None if ground is None else ground.plan()
+    if plan is not None:
         findings.ok("memory", "; ".join(" ".join(line.split()) for line in plan.table().splitlines()))
-    return True
-
-
-def _parameters(model: str, revision: str | None) -> tuple[int, str]:
-    """Number and format of a model's weights, from its files alone; 0 where it is not known."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        headers = [_header(path) for path in sorted(folder.glob("*.safetensors"))]
-        tensors = [tensor for header in headers for name, tensor in header.items() if name != "__metadata__"]
-        count = sum(prod(tensor["shape"]) for tensor in tensors)
-        return count, _STORED.get(tensors[0]["dtype"] if tensors else "", "float32")
-    from huggingface_hub import get_safetensors_metadata
-
-    try:
-        counts = get_safetensors_metadata(model, revision=revision).parameter_count
-    except Exception:  # no connection, no such model, no safetensors: the hub's errors have no root
-        return 0, "float32"
-    largest = max(counts, key=lambda name: counts[name])
-    return sum(counts.values()), _STORED.get(largest, "float32")
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: its tensors' shapes; empty where it is none."""
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(_HEADER.unpack(file.read(_HEADER.size))[0]))
-    except (OSError, ValueError, struct.error, OverflowError, MemoryError):
-        return {}
-    return header if isinstance(header, dict) else {}
+    return plan

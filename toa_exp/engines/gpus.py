@@ -78,11 +78,14 @@ class Ground:
                 f"{other.terms} and {self.terms}"
             )
 
-    def plan(self, gpus: Callable[[], Sequence[Gpu]] = visible_gpus) -> Plan | None:
-        """The plan, made once; None where there is no GPU. Raises BadInput where they do not fit."""
+    def plan(self, gpus: Callable[[], Sequence[Gpu]] | None = None) -> Plan | None:
+        """The plan, made once for `gpus`, or the visible ones; None where there is none.
+
+        Raises BadInput where the models do not fit.
+        """
         with self._lock:
             if not self._settled:
-                chosen = self._chosen(gpus())
+                chosen = self._chosen((gpus or visible_gpus)())
                 if chosen:
                     _, utilization, residents = self.terms
                     models = [model for wanted in self._wanted for model in wanted()]

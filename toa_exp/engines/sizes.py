@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toa_exp.ensemble import model_config
-from toa_exp.errors import BadInput
+from toa_exp.errors import BadInput, choose
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,16 @@ class Size:
     window: int | None
 
 
+def weights_of(model: str, revision: str | None, whose: str, *, dtype: str = "auto") -> int:
+    """Bytes of a model's weights in a number format, "auto" for that of its files.
+
+    Raises BadInput where the model has no config.json, or one of no known class and no files.
+    """
+    given, config = _config(model, revision, whose)
+    stored = _stored(config)
+    return _weights(model, revision, whose, given, stored if dtype == "auto" else dtype)
+
+
 def size_of(
     model: str,
     revision: str | None,
@@ -37,31 +47,50 @@ def size_of(
     dtype: str = "auto",
     quantization: str | None = None,
     cache_dtype: str = "auto",
-    full: bool = False,
 ) -> Size:
-    """What a model takes on a GPU: weights as its files have them, in the format it is loaded in.
+    """What a model takes on a GPU with vLLM: weights as its files have them, in the format it is loaded in.
 
-    `dtype` "auto" is that of the files; vLLM takes 16 bits where they have 32, unless `full`. Raises
-    BadInput where the model has no config.json, or one without the fields that the cache depends on.
+    `dtype` "auto" is that of the files, or 16 bits where they have 32. Raises BadInput as `weights_of`,
+    and where config.json has not the fields that the cache depends on.
     """
+    given, config = _config(model, revision, whose)
+    stored = _stored(config)
+    usual = "bfloat16" if stored == "float32" else stored
+    loaded = usual if dtype == "auto" else dtype
+    weights = _weights(model, revision, whose, given, loaded, quantization)
+    element = 1 if cache_dtype.startswith("fp8") else BYTES[loaded]
+    window = config.get("max_position_embeddings") or config.get("n_positions")
+    return Size(weights, _cache(config, whose) * element, None if window is None else int(window))
+
+
+def _config(model: str, revision: str | None, whose: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's config.json, as it is and with the language model's part above the others."""
     given = model_config(model, revision, whose)
+    return given, {**given, **(given.get("text_config") or {})}
+
+
+def _weights(
+    model: str,
+    revision: str | None,
+    whose: str,
+    given: Mapping[str, Any],
+    loaded: str,
+    quantization: str | None = None,
+) -> int:
+    """Bytes of the weights, loaded as `loaded`."""
+    if loaded not in BYTES:
+        raise choose(f"dtype of {whose}:", loaded, ["auto", *BYTES])
     config = {**given, **(given.get("text_config") or {})}
     stored = _stored(config)
-    usual = "bfloat16" if stored == "float32" and not full else stored
-    loaded = usual if dtype == "auto" else dtype
     weights = _files(model, revision)
     if weights is None:
         log.warning("%s: the files of %r are not here yet; its size is counted from its config", whose, model)
         weights = _counted(given, whose) * BYTES[stored]
-    if config.get("quantization_config") or given.get("quantization_config"):
-        pass  # the files are quantised already
-    elif quantization in _QUANTISED:
-        weights = int(weights / BYTES[stored] * _QUANTISED[quantization])
-    else:
-        weights = weights * BYTES[loaded] // BYTES[stored]
-    element = 1 if cache_dtype.startswith("fp8") else BYTES[loaded]
-    window = config.get("max_position_embeddings") or config.get("n_positions")
-    return Size(weights, _cache(config, whose) * element, None if window is None else int(window))
+    if config.get("quantization_config"):
+        return weights  # the files are quantised already
+    if quantization in _QUANTISED:
+        return int(weights / BYTES[stored] * _QUANTISED[quantization])
+    return weights * BYTES[loaded] // BYTES[stored]
 
 
 def _stored(config: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from toa_exp.draws import Score
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import Model
-from toa_exp.engines.sizes import size_of
+from toa_exp.engines.sizes import weights_of
 from toa_exp.ensemble import folder_digest, model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.rewards.base import Range
@@ -161,8 +161,8 @@ class ModelReward:
     def _models(self) -> list[Model]:
         """What has to be placed."""
         source = self._source
-        size = size_of(source.model, source.revision, "reward", dtype=source.dtype, full=True)
-        return [Model("reward", size.weights, sleeps=False)]
+        weights = weights_of(source.model, source.revision, "reward", dtype=source.dtype)
+        return [Model("reward", weights, sleeps=False)]
 
     def _open(self) -> tuple[Reader, Any, float]:
         """Load the model to its place."""

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from toa_exp.build import build, plain
-from toa_exp.engines.gpus import Ground, visible_gpus
+from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import Seat
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent
@@ -194,7 +194,7 @@ def _seats(
     )
     if groups and reward is not None and hasattr(reward, "join"):
         reward.join(ground)
-    made = ground.plan(visible_gpus) if groups else None
+    made = ground.plan() if groups else None
     return {} if made is None else made.seats
 
 
