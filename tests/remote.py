@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 from fake_endpoint import Answer, Asked, completion, serving
 from helpers import SMALL, lines
 
@@ -20,6 +21,14 @@ FAST = {"pause": 0.002}
 
 
 OK = Answer(completion())
+
+
+def alone(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """No proxy on the way, and a key in the environment variable `key`."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv(key, KEY)
 
 
 def agent(name: str = "ash", model: str = "m", options: dict | None = None, **sampling: object) -> Agent:

@@ -153,15 +153,20 @@ def architecture(config: Mapping[str, Any], *, output_head: bool = True) -> Arch
 
 def _reader(config: Mapping[str, Any], family: str) -> Callable[..., int]:
     def field(*names: str) -> int:
-        for name in names:
-            if config.get(name) is not None:
-                return int(config[name])
-        raise BadInput(
-            f"the {family} configuration has no {' or '.join(names)}, so its FLOPs are unknown; "
-            f"give the agent's `architecture` with that field"
-        )
+        value = field_of(config, *names)
+        if value is None:
+            raise BadInput(
+                f"the {family} configuration has no {' or '.join(names)}, so its FLOPs are unknown; "
+                f"give the agent's `architecture` with that field"
+            )
+        return value
 
     return field
+
+
+def field_of(config: Mapping[str, Any], *names: str) -> int | None:
+    """A number of a config.json, which families call by one of `names`; None where it has none of them."""
+    return next((int(config[name]) for name in names if config.get(name) is not None), None)
 
 
 def _feed_forward(config: Mapping[str, Any], field: Callable[..., int], hidden: int, layer: int) -> int:

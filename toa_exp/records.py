@@ -90,16 +90,13 @@ def record(
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes from running in the same folder; raises BadInput where one does."""
-    with (folder / "run.lock").open("w") as lock:
+def exclusive(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`; raises BadInput, which says `busy`, where another process does."""
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BadInput(
-                f"another process is running in {folder}; wait for it, or name this run apart with "
-                f"experiment=<name>"
-            ) from error
+            raise BadInput(busy) from error
         yield
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from fake_endpoint import Answer, Asked, refusal, serving
 from helpers import SMALL
-from remote import KEY
+from remote import KEY, alone
 
 from toa_exp.core import Problem
 from toa_exp.cost import architecture
@@ -20,10 +20,7 @@ PROBLEM = Problem("p", "What is 2 + 2?", "4")
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv("MY_SCORER", KEY)
+    alone(monkeypatch, "MY_SCORER")
 
 
 def score(answer: object, texts: tuple[str, ...] = ("4",), **settings: object) -> tuple[list, list[Asked]]:

@@ -49,7 +49,10 @@ def _run(config: DictConfig) -> None:
     job = assemble(config, list(hydra.overrides.task))
     log.info("%d problems", job.problems)
     record = records.record(config, hydra.runtime.choices, names, job.content, job.pools)
-    with records.exclusive(folder), Tracker(config.tracking, folder, record) as tracker:
+    busy = (
+        f"another process is running in {folder}; wait for it, or name this run apart with experiment=<name>"
+    )
+    with records.exclusive(folder / "run.lock", busy), Tracker(config.tracking, folder, record) as tracker:
         records.warn_of_changes(folder, record)
         partial = folder / "trajectories.jsonl.partial"
         watch = asyncio.run(_carry_out(job, partial, names))

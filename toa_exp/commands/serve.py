@@ -7,12 +7,9 @@ server; says how a run uses them; restarts what ends; and stops everything when 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from toa_exp.app import launch
 from toa_exp.build import plain
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
+from toa_exp.records import exclusive
 from toa_exp.serving.plan import Place, Plan, plan
 from toa_exp.serving.processes import Care, keep
 from toa_exp.serving.served import served_ensemble, served_reward
@@ -47,7 +45,9 @@ def _serve(config: DictConfig, folders: list[str]) -> None:
     logging.getLogger("toa_exp").setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.INFO)
-    with _alone(place.folder):
+    place.folder.mkdir(parents=True, exist_ok=True)
+    busy = f"another toa-exp serve has its files in {place.folder}; end it, or give folder=<another folder>"
+    with exclusive(place.folder / "serve.lock", busy):
         made = plan(config, agents, place)
         _write(config, agents, made, place.folder)
         for server in made.servers:
@@ -112,17 +112,3 @@ def _is_replaced(override: str, made: Plan) -> bool:
     if group == "reward":
         return made.reward is not None
     return key in _OWN or (group in _REPLACED and bool(made.agents))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep others from serving in the same folder; raises BadInput where one does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "serve.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadInput(
-                f"another toa-exp serve has its files in {folder}; end it, or give folder=<another folder>"
-            ) from error
-        yield

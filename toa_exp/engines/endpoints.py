@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypedDict
 
 from toa_exp.errors import BadInput, Permanent, Unavailable
 
@@ -30,6 +31,15 @@ class Refused(Unavailable):
         self.wait = wait
 
 
+class LimitFields(TypedDict, total=False):
+    """The fields of `Limits`, as engines and rewards take them among their keywords."""
+
+    start: int
+    most: int
+    pause: float
+    longest_wait: float
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How the number of requests under way at an endpoint is found.
@@ -39,18 +49,19 @@ class Limits:
     more than `longest_wait` seconds, or gives no answer for so long, is given up.
     """
 
-    start: int
-    most: int
-    pause: float
-    longest_wait: float
+    start: int = 16
+    most: int = 256
+    pause: float = 0.5
+    longest_wait: float = 600.0
     owner: str = "engine"  # whose fields they are, for errors
 
     @classmethod
-    def of(cls, what: str, start: int, most: int, pause: float, longest_wait: float) -> Limits:
+    def of(cls, what: str, fields: LimitFields) -> Limits:
         """The limits as the fields of `what` give them; raises BadInput for numbers that cannot be."""
-        if not 1 <= start <= most:
-            raise BadInput(f"{what}.start={start} and {what}.most={most}: give 1 <= start <= most")
-        return cls(start, most, pause, longest_wait, what)
+        made = cls(**fields, owner=what)
+        if not 1 <= made.start <= made.most:
+            raise BadInput(f"{what}.start={made.start} and {what}.most={made.most}: give 1 <= start <= most")
+        return made
 
 
 @dataclass(slots=True, eq=False)

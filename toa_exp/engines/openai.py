@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines.answers import Asked, Mends
 from toa_exp.engines.client import Answer, Client, Manner, Target
 from toa_exp.engines.completions import read, room_left
 from toa_exp.engines.connection import connect, key_of
-from toa_exp.engines.endpoints import Endpoint, Limits, enter
+from toa_exp.engines.endpoints import Endpoint, LimitFields, Limits, enter
 from toa_exp.ensemble import Agent
 
 
@@ -36,10 +36,9 @@ class _Route:
 class OpenAI:
     """Engine of agents behind OpenAI-compatible endpoints.
 
-    The connection's fields are those of `Connection`; an agent's `options` override them. Between
-    `start` and `most` requests are under way at an endpoint at once, as many as it answers in time
-    (see `toa_exp.engines.endpoints`); after a refusal it rests for `pause` seconds, doubling, or for
-    as long as it asks, and after `longest_wait` it is given up. Agents on the same URL with the same
+    The connection's fields are those of `Connection`; an agent's `options` override them. The further
+    ones are those of `endpoints.Limits`: up to `most` requests are under way at an endpoint at once, as
+    many as it answers in time. Agents on the same URL with the same
     key share its limit. The seconds of a sample are its share of the endpoint's time, waiting for a
     place left out.
 
@@ -57,10 +56,7 @@ class OpenAI:
         token_limit: str = "max_tokens",
         timeout: float = 600.0,
         connect_timeout: float = 10.0,
-        start: int = 16,
-        most: int = 256,
-        pause: float = 0.5,
-        longest_wait: float = 600.0,
+        **limits: Unpack[LimitFields],
     ) -> None:
         shared = {
             "base_url": base_url,
@@ -71,7 +67,7 @@ class OpenAI:
             "connect_timeout": connect_timeout,
         }
         self.agents = agents
-        self._limits = Limits.of("engine", start, most, pause, longest_wait)
+        self._limits = Limits.of("engine", limits)
         self._endpoints: dict[tuple[str, str | None], Endpoint] = {}
         self._routes = {name: self._route(agent, shared) for name, agent in agents.items()}
         self._targets = {url: Target.of(f"{url}/chat/completions") for url, _ in self._endpoints}

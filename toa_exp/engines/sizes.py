@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toa_exp.cost import field_of
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, choose
 
@@ -114,13 +115,13 @@ def _cache(config: Mapping[str, Any], whose: str) -> int:
 
 
 def _field(config: Mapping[str, Any], whose: str, *names: str) -> int:
-    for name in names:
-        if config.get(name) is not None:
-            return int(config[name])
-    raise BadInput(
-        f"{whose}: its config.json has no {' or '.join(names)}, so what it takes on a GPU is unknown; give "
-        f"its part of the GPU with options.gpu_memory_utilization=<fraction>"
-    )
+    value = field_of(config, *names)
+    if value is None:
+        raise BadInput(
+            f"{whose}: its config.json has no {' or '.join(names)}, so what it takes on a GPU is unknown; "
+            f"give its part of the GPU with options.gpu_memory_utilization=<fraction>"
+        )
+    return value
 
 
 def _files(model: str, revision: str | None) -> int | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from toa_exp.core import Problem
 from toa_exp.cost import Architecture, architecture
@@ -22,7 +22,7 @@ from toa_exp.draws import Score
 from toa_exp.engines.answers import Asked, Mends, complain, decoded, message_of, parsed, shorten
 from toa_exp.engines.client import Answer, Client, Manner, Target
 from toa_exp.engines.connection import check_url, key_of, urls_of
-from toa_exp.engines.endpoints import Endpoint, Limits, enter
+from toa_exp.engines.endpoints import Endpoint, LimitFields, Limits, enter
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
 
@@ -51,11 +51,8 @@ class HTTP:
         output_head: bool = False,
         timeout: float = 600.0,
         connect_timeout: float = 10.0,
-        start: int = 16,
-        most: int = 256,
-        pause: float = 0.5,
-        longest_wait: float = 600.0,
         task: object = None,
+        **limits: Unpack[LimitFields],
     ) -> None:
         urls = urls_of(base_url)
         if not urls:
@@ -65,10 +62,9 @@ class HTTP:
         if timeout <= 0 or connect_timeout <= 0:
             raise BadInput("reward: timeout and connect_timeout are seconds above 0")
         key = key_of(key_env, "reward")
-        limits = Limits.of("reward", start, most, pause, longest_wait)
         self.shape = _shape(architecture, output_head)
         self._model = model
-        self._endpoints = [Endpoint(url, limits) for url in urls]
+        self._endpoints = [Endpoint(url, Limits.of("reward", limits)) for url in urls]
         self._targets = {url: Target.of(f"{url}/score") for url in urls}
         self._asked = {url: Asked("reward", url, key_env, key, _mends(url)) for url in urls}
         self._manner = Manner.of(key, timeout, connect_timeout)

@@ -12,7 +12,8 @@ from toa_exp.errors import BadInput
 from toa_exp.metrics.answers import final_answer, normalise
 from toa_exp.metrics.base import Judge
 from toa_exp.tasks.base import Prompts
-from toa_exp.tasks.source import Row, chosen_ids, rows
+from toa_exp.tasks.part import Part
+from toa_exp.tasks.source import Row, rows
 
 
 class Questions:
@@ -40,47 +41,29 @@ class Questions:
         limit: int | None = None,
         ids: Sequence[str | int] | str | int | None = None,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise BadInput(f"task.limit={limit}: give a number of problems, 1 or more, or null for all")
+        self._part = Part(limit, ids)
         self._prompts = Prompts(**prompts)
         self._fields = fields
         self._judge = judge
         self._path = path
         self._hub = dict(hub) if hub else None
         self._pattern = re.compile(reference_pattern) if reference_pattern else None
-        self._limit = limit
-        self._ids = chosen_ids(ids)
 
     def count(self) -> int:
         """How many problems there are, after checking every row of the data."""
-        seen: set[str] = set()
-        with_reference = 0
-        for problem in self.problems():
-            if problem.id in seen:
-                raise BadInput(f"{self._where()}: the id {problem.id!r} occurs twice; ids must be unique")
-            seen.add(problem.id)
-            with_reference += problem.reference is not None
-        if self._ids is not None and (missing := self._ids - seen):
-            raise BadInput(f"{self._where()} has no problem with id {', '.join(sorted(missing)[:5])}")
-        if not seen:
-            raise BadInput(f"{self._where()} has no problems")
-        if with_reference not in (0, len(seen)):
+        taken = self._part.checked(self.problems(), self._where())
+        referenced = [problem.reference is not None for problem in taken]
+        if any(referenced) and not all(referenced):
             raise BadInput(
-                f"{self._where()}: {len(seen) - with_reference} of {len(seen)} problems have no "
+                f"{self._where()}: {referenced.count(False)} of {len(referenced)} problems have no "
                 f"{self._fields['reference']!r}; give it to all of them or to none"
             )
-        return len(seen)
+        return len(referenced)
 
     def problems(self) -> Iterator[Problem]:
         """The problems in the order of the data."""
-        kept = 0
-        for number, row in enumerate(rows(self._path, self._hub)):
-            problem = self._problem(number, row)
-            if self._ids is None or problem.id in self._ids:
-                yield problem
-                kept += 1
-                if kept == self._limit:
-                    return
+        read = enumerate(rows(self._path, self._hub))
+        return self._part.take(self._problem(number, row) for number, row in read)
 
     def render(self, problem: Problem, template: str, drafts: Sequence[str]) -> list[Message]:
         """The chat messages of a template of the task's prompts."""

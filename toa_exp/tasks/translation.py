@@ -13,7 +13,8 @@ from toa_exp.metrics.base import Metric
 from toa_exp.metrics.pooled import sacrebleu_metric, statistics
 from toa_exp.metrics.translation import METRICS, pair_in_name, target_of
 from toa_exp.tasks.base import Prompts
-from toa_exp.tasks.source import Row, chosen_ids, rows
+from toa_exp.tasks.part import Part
+from toa_exp.tasks.source import Row, rows
 from toa_exp.tasks.testsets import segments
 
 
@@ -41,8 +42,7 @@ class Translation:
         limit: int | None = None,
         ids: Sequence[str | int] | str | int | None = None,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise BadInput(f"task.limit={limit}: give a number of segments, 1 or more, or null for all")
+        self._part = Part(limit, ids, "segment")
         self._target = target_of(pair)
         source = pair.partition("-")[0]
         for code in (source, self._target):
@@ -52,7 +52,6 @@ class Translation:
         self._pair, self._testset, self._path = pair, testset, path
         self._labels = [reference] if isinstance(reference, str) else reference
         self._prompts = Prompts(**prompts)
-        self._limit, self._ids = limit, chosen_ids(ids)
         self.empty: set[str] = set()
         self.pools = {name: f"toa_exp.metrics.pooled.{name}" for name in METRICS}
 
@@ -62,29 +61,11 @@ class Translation:
         named = pair_in_name(Path(self._path)) if self._path else None
         if named and named != self._pair:
             raise BadInput(f"task.pair={self._pair}, but the name of {self._path} says {named}")
-        seen: set[str] = set()
-        for problem in self.problems():
-            if problem.id in seen:
-                raise BadInput(f"{self._where()}: the id {problem.id!r} occurs twice; ids must be unique")
-            seen.add(problem.id)
-        if self._ids is not None and (missing := self._ids - seen):
-            raise BadInput(f"{self._where()} has no segment with id {', '.join(sorted(missing)[:5])}")
-        if not seen:
-            raise BadInput(f"{self._where()} has no segments")
-        return len(seen)
+        return sum(1 for _ in self._part.checked(self.problems(), self._where()))
 
     def problems(self) -> Iterator[Problem]:
         """The segments in the order of the data; empty ones are left out, their ids in `empty`."""
-        kept = 0
-        for number, row in enumerate(self._rows()):
-            problem = self._problem(number, row)
-            if not problem.prompt:
-                self.empty.add(problem.id)
-            elif self._ids is None or problem.id in self._ids:
-                yield problem
-                kept += 1
-                if kept == self._limit:
-                    return
+        return self._part.take(self._filled())
 
     def render(self, problem: Problem, template: str, drafts: Sequence[str]) -> list[Message]:
         """The chat messages of a template of the task's prompts."""
@@ -115,6 +96,14 @@ class Translation:
         if self._path is not None or self._testset is None:
             return rows(self._path, None)
         return segments(self._testset, self._pair)
+
+    def _filled(self) -> Iterator[Problem]:
+        for number, row in enumerate(self._rows()):
+            problem = self._problem(number, row)
+            if problem.prompt:
+                yield problem
+            else:
+                self.empty.add(problem.id)
 
     def _where(self) -> str:
         return self._path or f"{self._testset} {self._pair}"
