@@ -47,7 +47,7 @@ class Batcher(Generic[Item, Result]):
             items = [item for item, _ in batch]
             try:
                 results = await loop.run_in_executor(self._thread, self._handle, items)
-            except Exception as error:
+            except Exception as error:  # whatever it is, those who wait must be told
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

@@ -73,7 +73,7 @@ class Tracker:
         for attempt in dict.fromkeys([mode, "offline"]):
             try:
                 self._run = self._init(attempt)
-            except Exception as error:  # wandb's errors have no common root
+            except Exception as error:  # wandb's errors have no common root, and a run does not need it
                 log.warning("W&B could not start %s: %s", attempt, _reason(error))
                 _wandb().teardown()  # its service holds on to the id of the run that did not start
             else:
@@ -90,9 +90,11 @@ class Tracker:
     def figures(self, draw: Callable[[], Sequence[Path]]) -> None:
         """Log drawings: the PNGs as images of the run, and all files as an artifact.
 
-        `draw` makes them, and is called only where there is a run to log them to.
+        `draw` makes them, and is called only where there is a run to log them to; raises what it raises.
         """
-        self._try("the figures", lambda run: _log_figures(run, draw()))
+        if self._run is not None:
+            paths = draw()
+            self._try("the figures", lambda run: _log_figures(run, paths))
 
     def outputs(self) -> None:
         """Log trajectories.jsonl, curve.csv and the config without secrets as an artifact."""
@@ -118,7 +120,7 @@ class Tracker:
             action(self._run)
         except ToaError:
             raise
-        except Exception as error:  # wandb's errors have no common root
+        except Exception as error:  # as in `start`; what a run gave is in its folder by now
             log.warning("W&B could not take %s: %s; mend it with: %s", what, _reason(error), self._mend)
 
     def _init(self, mode: str) -> wandb.Run:

@@ -266,3 +266,26 @@ def test_trajectories_are_those_of_a_run_without_turns(tmp_path):
     turns, _ = run(tmp_path / "turns", toa, engine=engine)
     assert plain == turns
     assert engine.room.turns.swaps > 2
+
+
+@pytest.mark.parametrize("error", [Unavailable("agent 'a' died"), RuntimeError("the memory is not free")])
+def test_a_model_that_does_not_sleep_keeps_nobody_waiting(error):
+    room = Room("abc")
+    sleep, failed = room.sleep, []
+
+    async def sometimes(name: str) -> None:
+        await sleep(name)
+        if name == "a" and not failed:
+            failed.append(name)
+            raise error
+
+    room.turns = Turns("abc", 1, room.wake, sometimes)
+
+    async def ask_all() -> list[object]:
+        first = await asyncio.gather(*(room.ask(name) for name in "abcb"), return_exceptions=True)
+        return [*first, *await asyncio.gather(*(room.ask(name) for name in "cba"))]
+
+    found = passing(ask_all)
+    # One that ended has made room all the same; where it may not have, those who wait for it are told.
+    waited = ["b", "c", "b"] if isinstance(error, Unavailable) else [error] * 3
+    assert found == ["a", *waited, "c", "b", "a"] and failed == ["a"]

@@ -183,7 +183,7 @@ class Transformers:
                 continue
             try:
                 self._lane(lanes, ask.agent).add(ask)
-            except Exception as error:
+            except Exception as error:  # whatever it is, who asked must be told, and the thread go on
                 ask.answer(error)
 
     def _carry_out(self, lanes: dict[tuple[str, ...], _Lane | BadInput], move: _Move) -> None:
@@ -195,7 +195,7 @@ class Transformers:
             else:
                 lanes.pop(self._key(move.agent), None)
                 loading.free_memory()
-        except Exception as error:
+        except Exception as error:  # as for an ask
             move.future.set_exception(error)
         else:
             move.future.set_result(None)
@@ -269,7 +269,7 @@ class _Lane:
             full.__cause__ = error
             self._fail(full)
             torch.cuda.empty_cache()
-        except Exception as error:
+        except Exception as error:  # whatever it is, all who wait for a row must be told
             self._fail(error)
         else:
             for row in done:

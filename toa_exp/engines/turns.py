@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from toa_exp.errors import BadInput
+from toa_exp.errors import BadInput, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class Turns:
     to do, swaps therefore take about 1/`patience` of the time.
 
     What a request gives does not depend on when it is carried out, so that turns change no result.
-    An error of `wake` goes to those who wait for that model.
+    An error of `wake` goes to those who wait for that model, one of `sleep` to all who wait; but where
+    `sleep` raises Unavailable the model is taken to have ended, and things go on.
     """
 
     def __init__(
@@ -190,8 +191,12 @@ class Turns:
         member.awake = False
         try:
             await self._sleep(member.name)
-        except Exception as error:
+        except Unavailable as error:  # it ended instead: its place is free, and it is started when wanted
             log.warning("%s did not go to sleep as it should: %s", member.name, error)
+        except Exception as error:  # nobody awaits a swap: those who wait for the place must be told
+            for waiting in self._asleep():
+                for place in self._called(waiting):
+                    place.set_exception(error)
         return _now() - started
 
     async def _get_up(self, member: _Member) -> bool:
@@ -199,7 +204,7 @@ class Turns:
         started = _now()
         try:
             await self._wake(member.name)
-        except Exception as error:
+        except Exception as error:  # whatever it is, those who wait must be told
             for place in self._called(member):
                 place.set_exception(error)
             return False

@@ -109,7 +109,7 @@ class Process:
                 await engine.wake_up(tags=["weights"])
                 await engine.collective_rpc("reload_weights")
                 await engine.wake_up(tags=["kv_cache"])
-        except Exception as error:
+        except Exception as error:  # vLLM's errors have no common root
             await self.close()
             raise Unavailable(f"{self._recipe.whose}: vLLM does not wake up: {error!r}") from error
         self._asleep = False
@@ -123,9 +123,9 @@ class Process:
         try:
             await engine.sleep(level=self._recipe.level, mode="wait")
             self._asleep = True
-        except Exception:
+        except Exception as error:  # vLLM's errors have no common root
             await self.close()  # whatever it holds is free then
-            raise
+            raise Unavailable(f"{self._recipe.whose}: vLLM does not go to sleep: {error!r}") from error
 
     async def close(self) -> None:
         """End the process."""
@@ -150,7 +150,7 @@ class Process:
             given = tokens_input(list(prompt))
             async for output in getattr(engine, what)(given, params, str(next(self._numbers))):
                 answer = output
-        except Exception as error:
+        except Exception as error:  # what it means is found out there
             raise await self._reason(engine, error) from error
         finally:
             ended = self._clock(-1)
@@ -214,7 +214,7 @@ class Process:
             except BadInput:
                 self._guard.close()
                 raise
-            except Exception as error:
+            except Exception as error:  # vLLM's errors have no common root
                 self._guard.close()
                 raise self._failure(error) from error
             self._guard.settled()

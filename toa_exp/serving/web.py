@@ -73,7 +73,7 @@ def _answering(handler: Handler) -> Callable[[web.Request], Awaitable[web.Respon
             return _error(400, str(error))
         except Unavailable as error:
             return _error(503, str(error))
-        except Exception as error:
+        except Exception as error:  # a request must have an answer; this one says that the server failed
             log.exception("a request failed")
             return _error(500, f"{type(error).__name__}: {error}")
 
