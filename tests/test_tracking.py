@@ -259,9 +259,9 @@ def test_what_is_secret_and_what_is_not() -> None:
     assert without_secrets(dict.fromkeys([*dropped, "Authorization"], "x")) == {}
     assert without_secrets({"password": 12345678, "a": [{"secret": "x", "b": 1}]}) == {"a": [{"b": 1}]}
     texts = {
-        "sk-proj-4f7c0d2e9b61aa77bb": "[removed]",
-        "use hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345": "use [removed]",
-        "Bearer abcdefgh12345678": "[removed]",
+        "sk-proj-not-a-real-key-0123456789": "[removed]",
+        "use hf_NotARealTokenNotARealToken0": "use [removed]",
+        "Bearer not-a-real-token-0123": "[removed]",
         "https://me:pw@host/x?api_key=123&n=1": "https://[removed]@host/x?[removed]&n=1",
     }
     assert {text: without_secrets(text) for text in texts} == texts
