@@ -172,6 +172,7 @@ def test_a_short_queue_is_not_passed_over_for_ever():
         await asyncio.gather(*feeders)
 
     passing(all_at_once)
+    assert {what for _, what, name in room.log if name == "c"} == {"wake", "done"}
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -9,9 +9,10 @@ NODE = {"CPU": 16.0, "GPU": 4.0, "memory": 1e9, "node:10.0.0.1": 1.0}
 
 
 def test_the_largest_are_placed_first():
-    large, small = Share(num_gpus=4), Share(replicas=4, num_gpus=1)
-    check([NODE, NODE], [("small", small), ("large", large)])
-    check([NODE, NODE], [("large", large), ("small", small), ("fraction", Share(num_cpus=0.5))])
+    large, small = Share(replicas=2, num_gpus=3), Share(replicas=2, num_gpus=1)
+    check([NODE, NODE], [("small", small), ("large", large), ("fraction", Share(num_cpus=0.5))])
+    with pytest.raises(BadInput, match="no room for small"):  # 3 + 3 + 1 + 1 GPUs are all that there are
+        check([NODE, NODE], [("small", Share(replicas=3, num_gpus=1)), ("large", large)])
 
 
 @pytest.mark.parametrize(
