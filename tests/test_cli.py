@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -345,3 +346,39 @@ def test_swept_keys_are_told_apart_by_folder(questions, tmp_path):
         for selection in ("last", "best_reward")
         for agent in ("cedar", "birch")
     }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["doctor", "task=simulated"],
+        [
+            "run",
+            "task=simulated",
+            "task.problems=2",
+            "method=random",
+            "budget.samples=1",
+            "tracking.mode=disabled",
+        ],
+        ["run", "-m", "task=simulated", "task.problems=2", "method=random,prs", "budget.samples=1"],
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_command_that_nobody_reads_ends_quietly(arguments, together, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does once it has its lines
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "toa_exp", *arguments],
+            cwd=tmp_path,
+            stdout=writing,
+            stderr=writing if together else subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    finally:
+        os.close(writing)
+    assert result.returncode == 141
+    assert together or not re.search("Traceback|BrokenPipe|Error", result.stderr)

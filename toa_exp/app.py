@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from toa_exp import labels
-from toa_exp.cli import CONF
-from toa_exp.errors import BadInput, ToaError, choose, missing_extra
+from toa_exp.cli import CONF, unread
+from toa_exp.errors import BadInput, ToaError, Unread, choose, missing_extra
 from toa_exp.redact import split_password
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
             ) as error:  # an interpolation that the choices made leave without a value
                 raise BadInput(str(error).partition("\n")[0]) from error
         except Exception as error:  # said at once: the other jobs of a sweep still run
+            if isinstance(error, BrokenPipeError) and unread():
+                raise Unread from error  # Hydra says nothing of it, and there is nobody to say anything to
             failed.append(_report(error, command))
             if "BasicLauncher" not in HydraConfig.get().launcher._target_:
                 raise  # it ran in another process, whose launcher must know

@@ -4,34 +4,59 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
+import select
 import shlex
 import sys
 from pathlib import Path
 
-from toa_exp.errors import BadInput, ToaError, choose
+from toa_exp.errors import BadInput, ToaError, Unread, choose
 
 CONF = Path(__file__).parent / "conf"
 _COMMANDS = Path(__file__).parent / "commands"
 _HELP = {"-h", "--help"}
+_UNREAD = 141  # as a shell says that a program was ended by SIGPIPE
 
 
 def main() -> None:
-    """Run `toa-exp <command> [overrides]`; exit status 0 done, 1 failed (resumable), 2 bad input."""
-    arguments = sys.argv[1:]
+    """Run `toa-exp <command> [overrides]`; exit status 0 done, 1 failed (resumable), 2 bad input.
+
+    141 where nobody reads what it prints any more.
+    """
     try:
-        sys.exit(_dispatch(arguments))
+        status = _status(sys.argv[1:])
+        print(end="", flush=True)
+    except (BrokenPipeError, Unread):
+        if not unread():
+            raise
+        # What is still to be written must go somewhere, else Python complains of it when it ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            if unread(number):
+                os.dup2(nowhere, number)
+        status = _UNREAD
+    sys.exit(status)
+
+
+def unread(number: int = 1) -> bool:
+    """Whether whoever read standard output, or another open file, has had enough: `toa-exp ... | head`."""
+    poll = select.poll()
+    poll.register(number, 0)  # errors are told without being asked for
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _status(arguments: list[str]) -> int:
+    try:
+        return _dispatch(arguments)
     except ToaError as error:
         print(f"toa-exp: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        return error.exit_status
     except KeyboardInterrupt:
         from toa_exp.redact import without_secrets
 
         command = shlex.join(without_secrets(arguments))
         print(f"toa-exp: stopped; go on with: toa-exp {command}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # `toa-exp ... | head`: whoever read has had enough
-        sys.stderr.close()
-        sys.exit(0)
+        return 1
 
 
 def _dispatch(arguments: list[str]) -> int:

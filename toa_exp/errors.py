@@ -35,6 +35,10 @@ class Permanent(Unavailable):
     """An engine or a reward cannot answer this, however often it is asked."""
 
 
+class Unread(BaseException):
+    """Nobody reads standard output any more. It is no error, and ends all as KeyboardInterrupt does."""
+
+
 def missing_extra(package: str, extra: str) -> BadInput:
     """The error for an optional dependency that is not installed."""
     return BadInput(f"{package} is not installed. Install it with: pip install 'toa-exp[{extra}]'")
