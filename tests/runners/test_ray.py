@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -129,7 +130,7 @@ def test_models_as_actors(tmp_path):
         (["runner.agents={cedra:{replicas:2}}"], "Did you mean 'cedar'?"),
         (["runner.agent.num_gpu=1"], "Allowed: num_cpus, num_gpus, replicas, resources"),
         (["runner.workers=0"], "runner.workers=0 must be at least 1"),
-        (["runner.address=127.0.0.1:1"], "there is no Ray cluster at '127.0.0.1:1'"),
+        (["runner.address=127.0.0.1:1"], "there is no Ray cluster at '127.0.0.1:1' that lets"),
         (["ensemble.agents.cedar.options.skill=high"], "skill"),
     ],
 )
@@ -138,3 +139,14 @@ def test_bad_input(options, message, tmp_path):
     result = cli(*RUN, "runner=ray", *options, cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_cluster_whose_token_is_not_here_is_told(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        result = cli(*RUN, "runner=ray", f"runner.address={address}", cwd=tmp_path, env=environment)
+    assert result.returncode == 2 and "RAY_AUTH_TOKEN" in result.stderr, result.stderr
+    assert "no authentication token was found" in result.stderr and "Traceback" not in result.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from toa_exp.aio import gather_all, in_order
 from toa_exp.core import Problem
@@ -162,10 +162,12 @@ def _cluster(address: str | None) -> Iterator[None]:
     try:
         _knock(where)
         ray.init(logging_level=logging.WARNING, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         raise BadInput(
-            f"there is no Ray cluster at {where!r} ({first_line(error)}). Start one with `ray start --head` "
-            f"and give runner.address=<host>:6379, or leave it out to use this machine alone"
+            f"there is no Ray cluster at {where!r} that lets us in ({first_line(error)}). Start one with "
+            f"`ray start --head` and give runner.address=<host>:6379, or leave it out to use this machine "
+            f"alone. One that asks for a token is given it by RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
+            f"~/.ray/auth_token, on every machine"
         ) from error
     try:
         yield
