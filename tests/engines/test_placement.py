@@ -51,6 +51,11 @@ def check(made: Plan, models: list[Model], utilization: float = 0.9) -> None:
             assert seat.cache >= seat.model.cache * seat.model.tokens - 1000
 
 
+def test_an_agent_with_the_rewards_name_is_told():
+    with pytest.raises(BadInput, match="rename the agent"):
+        plan([model("reward", 1), reward(1)], gpus(24))
+
+
 def test_one_model_gets_the_whole_card():
     models = [model("qwen", 15.2)]
     made = plan(models, gpus(24))

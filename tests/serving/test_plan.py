@@ -139,6 +139,25 @@ def test_servers_take_no_turns_so_what_does_not_fit_is_told_with_what_would(tmp_
         made(tmp_path / "served", *wanted, "engine.gpus=[1]")
 
 
+def test_members_of_a_reward_have_places_of_their_own(tmp_path, vllm, monkeypatch):
+    monkeypatch.setattr(placing, "visible_gpus", gpus(24, 24, 24))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    model, score = folder(tmp_path / "ash", 12), folder(tmp_path / "score", 12)
+    members = [f"+reward@reward.members.{name}=classifier" for name in "ab"]
+    members += [f"reward.members.{name}.model={score}" for name in "ab"]
+    wanted = [
+        "~ensemble.agents",
+        f"+ensemble.agents={{ash:{{model:{model}}}}}",
+        "engine=vllm",
+        "reward=ensemble",
+    ]
+    ash, scorer = made(tmp_path / "served", *wanted, *members).servers
+    assert len(scorer.gpus) == 2 and {*ash.gpus, *scorer.gpus} == {0, 1, 2}
+    assert scorer.environment == {"CUDA_VISIBLE_DEVICES": ",".join(map(str, scorer.gpus))}
+    spec = json.loads(Path(scorer.command[-1]).read_text())["reward"]["members"]
+    assert {spec[name]["device"] for name in "ab"} == {"cuda:0", "cuda:1"}
+
+
 def test_the_reward_has_its_place_beside_vllms_servers(tmp_path, vllm, monkeypatch):
     monkeypatch.setattr(placing, "visible_gpus", gpus(24, 24))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

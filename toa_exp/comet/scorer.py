@@ -87,6 +87,8 @@ class Scorer:
         self._python = python_of(settings.python, whose)
         self._version = version_of(self._python, whose)
         self.checkpoint = Checkpoint(settings.model, settings.revision, settings.encoder, whose)
+        self._ground: Ground | None = None
+        self._seat = whose
         self._lanes: list[_Lane] = []
         self._opening = asyncio.Lock()
         self._cut = False
@@ -96,13 +98,16 @@ class Scorer:
         version = {"unbabel-comet": self._version}
         return {**self.checkpoint.fingerprint(), **version, "dtype": self._settings.dtype}
 
-    async def score(self, given: Given, ground: Ground | None = None) -> Sentence:
+    def join(self, ground: Ground, seat: str) -> None:
+        """Be on the GPU that the plan of `ground` gives to `seat`, where it has one."""
+        self._ground, self._seat = ground, seat
+
+    async def score(self, given: Given) -> Sentence:
         """The score of one of many that are asked for at once, rounded; batches are of those that wait.
 
-        Where `ground` has a plan, it is on the GPU that this gives. Raises Permanent for a score that is
-        not finite, else what `Worker.ask` raises.
+        Raises Permanent for a score that is not finite, else what `Worker.ask` raises.
         """
-        (sentence,) = await self._ask([given], self._settings.max_batch, ground)
+        (sentence,) = await self._ask([given], self._settings.max_batch)
         return sentence
 
     async def score_all(self, given: Sequence[Given]) -> list[Sentence]:
@@ -115,7 +120,7 @@ class Scorer:
         chunks = [order[start : start + size] for start in range(0, len(order), size)]
         try:
             async with asyncio.TaskGroup() as group:
-                asked = [group.create_task(self._ask([given[i] for i in chunk], 1, None)) for chunk in chunks]
+                asked = [group.create_task(self._ask([given[i] for i in chunk], 1)) for chunk in chunks]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         found = [sentence for one in asked for sentence in one.result()]
@@ -127,12 +132,12 @@ class Scorer:
         for lane in lanes:
             await lane.close()
 
-    async def _ask(self, given: Sequence[Given], together: int, ground: Ground | None) -> list[Sentence]:
+    async def _ask(self, given: Sequence[Given], together: int) -> list[Sentence]:
         """The scores of what is read in one batch, with up to `together` such requests."""
         rows = [self._row(*one) for one in given]
         async with self._opening:
             if not self._lanes:
-                self._lanes = await asyncio.to_thread(self._open, together, ground)
+                self._lanes = await asyncio.to_thread(self._open, together)
         sentences = await min(self._lanes, key=lambda lane: lane.under_way).score(rows)
         return [self._checked(sentence, one[1]) for sentence, one in zip(sentences, given, strict=True)]
 
@@ -158,7 +163,7 @@ class Scorer:
             )
         return replace(sentence, score=round(sentence.score, _DECIMALS))
 
-    def _open(self, together: int, ground: Ground | None) -> list[_Lane]:
+    def _open(self, together: int) -> list[_Lane]:
         """A lane for each device; downloads what is not here."""
         spec = {
             "checkpoint": str(self.checkpoint.weights()),
@@ -166,10 +171,10 @@ class Scorer:
             "encoder": str(self.checkpoint.encoder()),
             "dtype": self._settings.dtype,
         }
-        plan = ground.plan() if ground is not None and self._settings.devices == "auto" else None
-        placed = plan.seats["reward"].gpus[:1] if plan is not None else ()
+        plan = self._ground.plan() if self._ground is not None else None
+        placed = plan.seats[self._seat].gpus[:1] if plan is not None else ()
         return [
-            _Lane(self._recipe({**spec, "device": device}), together, ground, placed)
+            _Lane(self._recipe({**spec, "device": device}), together, self._ground, placed)
             for device in self._devices(placed)
         ]
 

@@ -17,9 +17,12 @@ def plan(
 ) -> Plan:
     """A place for every model; see `packing.pack`.
 
-    Raises BadInput where they do not fit, not even by turns: it names the model in question, what
-    there is, and each single change that was found to make them fit.
+    Raises BadInput where two have one name, and where they do not fit, not even by turns: it names the
+    model in question, what there is, and each single change that was found to make them fit.
     """
+    names = [model.name for model in models]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise BadInput(f"several models are to be placed as {min(twice)!r}; rename the agent of that name")
     try:
         return pack(models, gpus, utilization, residents)
     except NoRoom as full:

@@ -40,12 +40,13 @@ class Comet:
         self.architecture = architecture or self._scorer.checkpoint.config()
         self.shape: Architecture | None = architecture_of(self.architecture, output_head=False)
         self.range = Range.of(range)
-        self._ground: Ground | None = None
+        self._seat = "reward"
 
-    def join(self, ground: Ground) -> None:
-        """Be placed together with the agents, where no device is named."""
+    def join(self, ground: Ground, seat: str = "reward") -> None:
+        """Be placed together with the agents, under the name `seat`, where no device is named."""
         if self._settings.devices == "auto":
-            self._ground = ground
+            self._seat = seat
+            self._scorer.join(ground, seat)
             ground.add(self._models)
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -66,7 +67,7 @@ class Comet:
                     f"reward.model={self._settings.model} reads a reference, and problem {problem.id!r} has "
                     f"none; take reward=cometkiwi, which needs none"
                 )
-        sentence = await self._scorer.score((problem.prompt, text, reference), self._ground)
+        sentence = await self._scorer.score((problem.prompt, text, reference))
         return Score(sentence.score, sentence.tokens, sentence.seconds)
 
     async def close(self) -> None:
@@ -75,4 +76,4 @@ class Comet:
 
     def _models(self) -> list[Model]:
         assert self.shape is not None
-        return [Model("reward", self.shape.active * DTYPES[self._settings.dtype], sleeps=False)]
+        return [Model(self._seat, self.shape.active * DTYPES[self._settings.dtype], sleeps=False)]

@@ -18,6 +18,7 @@ from toa_exp.build import build
 from toa_exp.core import Problem
 from toa_exp.cost import Architecture
 from toa_exp.draws import Score, canonical, digest, encode
+from toa_exp.engines.gpus import Ground
 from toa_exp.errors import BadInput, choose
 from toa_exp.rewards.base import Range, Reward
 from toa_exp.rewards.warmup import Pair, pairs
@@ -75,6 +76,12 @@ class Ensemble:
                 )
         self.shape = _together([member.shape for member in self.members.values()])
         self.range = self._range()
+
+    def join(self, ground: Ground, seat: str = "reward") -> None:
+        """Place the members together with the agents, each under a name of its own."""
+        for name, member in self.members.items():
+            if hasattr(member, "join"):
+                member.join(ground, f"{seat}.members.{name}")
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The rule and the members; where these are standardised, by what."""

@@ -114,11 +114,12 @@ class ModelReward:
         self._loaded: tuple[Reader, Any, float] | None = None
         self._batcher = Batcher(self._score, source.max_batch, order=lambda pair: len(pair[0]) + len(pair[1]))
         self._ground: Ground | None = None
+        self._seat = "reward"
 
-    def join(self, ground: Ground) -> None:
-        """Be placed together with the agents, where no device is named."""
+    def join(self, ground: Ground, seat: str = "reward") -> None:
+        """Be placed together with the agents, under the name `seat`, where no device is named."""
         if self._source.device == "auto":
-            self._ground = ground
+            self._ground, self._seat = ground, seat
             ground.add(self._models)
 
     async def score(self, problem: Problem, text: str) -> Score:
@@ -162,14 +163,14 @@ class ModelReward:
         """What has to be placed."""
         source = self._source
         weights = weights_of(source.model, source.revision, "reward", dtype=source.dtype)
-        return [Model("reward", weights, sleeps=False)]
+        return [Model(self._seat, weights, sleeps=False)]
 
     def _open(self) -> tuple[Reader, Any, float]:
         """Load the model to its place."""
         import torch
 
         plan = self._ground.plan() if self._ground is not None else None
-        source, gpus = self._source, plan.seats["reward"].gpus if plan is not None else ()
+        source, gpus = self._source, plan.seats[self._seat].gpus if plan is not None else ()
         if gpus:
             source = replace(source, device=f"cuda:{gpus[0]}")
         with self._ground.loading(gpus) if self._ground is not None and gpus else nullcontext():

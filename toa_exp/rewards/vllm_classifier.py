@@ -73,19 +73,20 @@ class VllmClassifier:
         self._system = system
         self._thread = ThreadPoolExecutor(1)
         self._tokenizer: Any = None
+        self._seat = _NAME
         self.ground = Ground()
         self.ground.add(self.models)
         self._opening: asyncio.Task[Process] | None = None
 
-    def join(self, ground: Ground) -> None:
-        """Be placed together with the agents."""
-        self.ground = ground
+    def join(self, ground: Ground, seat: str = _NAME) -> None:
+        """Be placed together with the agents, under the name `seat`."""
+        self.ground, self._seat = ground, seat
         ground.add(self.models)
 
     def models(self) -> list[Model]:
         """What has to be placed."""
         source = self._source
-        return [self._settings.model(_NAME, source.model, source.revision, _NAME, pooling=True)]
+        return [self._settings.model(self._seat, source.model, source.revision, _NAME, pooling=True)]
 
     def fingerprint(self) -> Mapping[str, Any]:
         """That of the classifier; and the quantisation, where there is one of vLLM's."""
@@ -135,7 +136,7 @@ class VllmClassifier:
             lambda: settings.cpu_arguments(source.model, source.revision, _NAME),
             settings.arguments,
         )
-        return Process(recipe, self.ground, None if plan is None else plan.seats[_NAME])
+        return Process(recipe, self.ground, None if plan is None else plan.seats[self._seat])
 
     def _plan(self) -> Plan | None:
         """The plan; raises BadInput for a model that is no plain sequence classifier."""

@@ -135,7 +135,7 @@ def plan(config: DictConfig, agents: Mapping[str, Agent], place: Place) -> Plan:
         urls |= dict.fromkeys(group.agents, f"{place.url(port)}/v1")
     if reward is None:
         return Plan(servers, urls, made, None)
-    servers.append(_reward_server(config.reward, seats.get("reward"), place, numbers[-1]))
+    servers.append(_reward_server(config.reward, seats, place, numbers[-1]))
     return Plan(servers, urls, made, place.url(numbers[-1]))
 
 
@@ -226,15 +226,24 @@ def _chat_server(group: _Group, place: Place, port: int) -> Server:
     return _worker(group.name, {"engine": settings, "agents": members}, place, port, log)
 
 
-def _reward_server(node: DictConfig, seat: Seat | None, place: Place, port: int) -> Server:
-    log = place.folder / "reward.log"
-    if seat is None:
-        return _worker("reward server", {"reward": plain(node)}, place, port, log)
+def _reward_server(node: DictConfig, seats: Mapping[str, Seat], place: Place, port: int) -> Server:
+    """The server of the reward, or of the members of one; it sees the GPUs that these have."""
     fields = plain(node)
-    if "gpu_memory_utilization" in fields:  # it plans for itself, of the GPUs that it sees
-        fields |= {"gpus": None, "gpu_memory_utilization": seat.share}
-    server = _worker("reward server", {"reward": fields}, place, port, log)
-    return replace(server, environment=vllm.on_gpus(seat), gpus=seat.gpus)
+    parts = {"reward": fields}
+    parts |= {f"reward.members.{name}": part for name, part in (fields.get("members") or {}).items()}
+    gpus = sorted({gpu for name in parts if name in seats for gpu in seats[name].gpus})
+    for name, part in parts.items():
+        if name not in seats:
+            continue
+        seat, seen = seats[name], [gpus.index(gpu) for gpu in seats[name].gpus]
+        if "gpu_memory_utilization" in part:  # it plans for itself, of the GPUs that it sees
+            part |= {"gpus": seen if len(gpus) > len(seen) else None, "gpu_memory_utilization": seat.share}
+        elif "devices" in part:
+            part |= {"devices": seen[:1]}
+        elif "device" in part:
+            part |= {"device": f"cuda:{seen[0]}"}
+    server = _worker("reward server", {"reward": fields}, place, port, place.folder / "reward.log")
+    return replace(server, environment=vllm.on_gpus(gpus), gpus=tuple(gpus)) if gpus else server
 
 
 def _worker(name: str, spec: dict[str, Any], place: Place, port: int, log: Path) -> Server:

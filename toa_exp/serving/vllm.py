@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toa_exp.engines.connection import Connection
@@ -47,18 +47,18 @@ def command(
         given = {name: value for name, value in cpu_environment(servers).items() if name not in os.environ}
     else:
         arguments["gpu_memory_utilization"] = seat.share
-        given = on_gpus(seat)
+        given = on_gpus(seat.gpus)
     words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     for name, value in (arguments | settings.arguments).items():
         words += _argument(name.replace("_", "-"), value)
     return words, given
 
 
-def on_gpus(seat: Seat) -> dict[str, str]:
-    """The environment of a process that sees the GPUs of its seat alone."""
+def on_gpus(gpus: Sequence[int]) -> dict[str, str]:
+    """The environment of a process that sees these GPUs alone."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else None
-    return {"CUDA_VISIBLE_DEVICES": ",".join(names[gpu].strip() if names else str(gpu) for gpu in seat.gpus)}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[gpu].strip() if names else str(gpu) for gpu in gpus)}
 
 
 def _argument(name: str, value: Any) -> list[str]:
