@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from toa_exp.errors import BadInput, choose
 from toa_exp.figures import chosen_metric, signature, title
 from toa_exp.figures import lines as lines_of
-from toa_exp.results import AXES, Run, Table, estimate, find_runs, gather
+from toa_exp.results import AXES, Run, Table, estimate, find_tasks, gather
 from toa_exp.stats import interval, resamples
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def compare(folder: Path, method: str, x: str, y: str | None) -> tuple[list[Comp
     """
     if x not in AXES:
         raise choose("x", x, AXES)
-    tasks: dict[str, list[Run]] = {}
-    for run in find_runs(folder):
-        tasks.setdefault(run.labels["task"], []).append(run)
+    tasks = find_tasks(folder)
     rows, made = [], []
     for task, runs in tasks.items():
         metric = chosen_metric(task, runs, y)

@@ -29,6 +29,7 @@ from toa_exp.errors import BadInput, Incomplete
 from toa_exp.metrics.base import Metric
 from toa_exp.metrics.of_run import Answered, RunMetric, TaskMetrics, WinRate
 from toa_exp.metrics.pooled import pools_of
+from toa_exp.results import trajectories_of
 from toa_exp.rewards.base import Reward
 from toa_exp.runner import Outcome, Selection
 from toa_exp.sampler import Counts, Sampler
@@ -116,7 +117,7 @@ def _store(run: DictConfig, config: DictConfig) -> Storage:
 
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:
-    with (folder / "trajectories.jsonl").open(encoding="utf-8") as file:
+    with trajectories_of(folder).open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from toa_exp import __version__
 from toa_exp.errors import BadInput, choose
-from toa_exp.results import AXES, Point, Run, find_runs, points
+from toa_exp.results import AXES, Point, Run, find_tasks, points
 from toa_exp.stats import LEVEL, RESAMPLES, SEED
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def figures(folder: Path, x: str, y: str | None, out: Path | None) -> list[Path]
     """
     if x not in AXES:
         raise choose("x", x, AXES)
-    tasks: dict[str, list[Run]] = {}
-    for run in find_runs(folder):
-        tasks.setdefault(run.labels["task"], []).append(run)
+    tasks = find_tasks(folder)
     chosen = {task: chosen_metric(task, runs, y) for task, runs in tasks.items()}
     out = folder / "figures" if out is None else out
     written = []

@@ -23,7 +23,7 @@ from toa_exp.core import Problem, Reply, Request, Usage
 from toa_exp.draws import Draw
 from toa_exp.errors import BadInput, choose
 from toa_exp.patience import Patience
-from toa_exp.results import Run
+from toa_exp.results import Run, trajectories_of
 from toa_exp.rewards.base import Reward
 from toa_exp.scorer import Scorer
 from toa_exp.storage import Storage, open_existing
@@ -163,7 +163,7 @@ class _Judge:
     def problems(self) -> Iterator[tuple[Problem, list[Mapping[str, Any]]]]:
         """The problems, each with its lines of trajectories.jsonl."""
         lines: dict[str, list[Mapping[str, Any]]] = {}
-        with (self._run.folder / "trajectories.jsonl").open(encoding="utf-8") as file:
+        with trajectories_of(self._run.folder).open(encoding="utf-8") as file:
             for line in file:
                 record = json.loads(line)
                 lines.setdefault(record["problem"], []).append(record)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from toa_exp.figures import lines, looks_of, save, signature, title
 from toa_exp.gold import Gold
 from toa_exp.overoptimisation import Bin, Panel, Point, Turn, check, write
-from toa_exp.results import Run, find_runs
+from toa_exp.results import Run, find_tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +33,7 @@ def overoptimisation(
     there is nothing to draw.
     """
     check(x, bins)
-    tasks: dict[str, list[Run]] = {}
-    for run in find_runs(folder):
-        tasks.setdefault(run.labels["task"], []).append(run)
+    tasks = find_tasks(folder)
     out = folder / "figures" if out is None else out
     turns, files = [], []
     for task, runs in tasks.items():

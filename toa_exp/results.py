@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import logging
 from array import array
@@ -30,13 +31,19 @@ LABELS = [
 """What the `run` mapping of a config.yaml names."""
 
 
+TRAJECTORIES = "trajectories.jsonl"
+OUTCOMES = "outcomes.jsonl.gz"
+"""The lines of a run's trajectories with `best_reward` in place of the samples: small enough to publish."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A finished run folder.
 
     `labels` holds LABELS by name, and `flops`, the rule they are counted by. `metrics` are the
     columns of curve.csv that have an interval, `pools` the functions of those that are no mean
-    (metrics/pooled.py), and `failed` counts by budget the problems without an answer.
+    (metrics/pooled.py). `problems` is a digest of the task's problems, and `failed` counts by budget
+    those without an answer.
     """
 
     folder: Path
@@ -44,6 +51,7 @@ class Run:
     labels: Mapping[str, str]
     metrics: tuple[str, ...]
     pools: Mapping[str, Pool]
+    problems: str
     failed: Mapping[float, int]
 
 
@@ -86,6 +94,37 @@ def find_runs(folder: Path) -> list[Run]:
             f"Make one with: toa-exp run experiment=<name> task=<task> method=<method>"
         )
     return sorted(map(_read_run, finished), key=lambda run: (run.folder.parent, run.seed))
+
+
+def find_tasks(folder: Path) -> dict[str, list[Run]]:
+    """The finished runs below a folder by task.
+
+    Raises BadInput as `find_runs` does, and where runs of one task had different problems: ids may be the
+    same, so that nothing else would tell.
+    """
+    tasks: dict[str, list[Run]] = {}
+    for run in find_runs(folder):
+        tasks.setdefault(run.labels["task"], []).append(run)
+    for task, runs in tasks.items():
+        made = {run.problems: run.folder for run in runs}
+        if len(made) > 1:
+            raise BadInput(
+                f"runs of task {task} were made on different problems (run.problems in config.yaml): "
+                f"{', '.join(f'{digest} in {where}' for digest, where in made.items())}. Give runs on other "
+                f"problems an experiment=<name> of their own, or move them elsewhere"
+            )
+    return tasks
+
+
+def trajectories_of(folder: Path) -> Path:
+    """The trajectories of a finished run; raises BadInput where only its outcomes were published."""
+    path = folder / TRAJECTORIES
+    if not path.exists():
+        raise BadInput(
+            f"{folder} has no {TRAJECTORIES}: its outcomes alone were published, and other metrics need "
+            f"the answers. Rerun its command (config.yaml has all of it)"
+        )
+    return path
 
 
 def points(runs: Sequence[Run], x: str, y: str) -> list[Point]:
@@ -162,7 +201,8 @@ def estimate(rows: NDArray[np.float64], pool: Pool | None) -> tuple[float, float
 
 
 def _finished(folder: Path) -> bool:
-    return (folder / "trajectories.jsonl").exists() and (folder / "curve.csv").exists()
+    outcomes = (folder / name for name in (TRAJECTORIES, OUTCOMES))
+    return any(path.exists() for path in outcomes) and (folder / "curve.csv").exists()
 
 
 def _read_run(folder: Path) -> Run:
@@ -184,13 +224,17 @@ def _read_run(folder: Path) -> Run:
     metrics = tuple(name for name in columns if f"{name}_lo" in columns)
     texts = {name: str(labels[name]) for name in LABELS} | {"flops": str(config["flops"])}
     pools = pools_of(labels.get("pools") or {})
-    return Run(folder, int(config["seed"]), texts, metrics, pools, failed)
+    problems = str(labels.get("problems"))
+    return Run(folder, int(config["seed"]), texts, metrics, pools, problems, failed)
 
 
 def _outcomes(run: Run, x: str, y: str) -> Iterator[tuple[str, float, list[float] | None]]:
-    """Problem, budget and [x, y...] of each line of trajectories.jsonl; None without an answer."""
-    path = run.folder / "trajectories.jsonl"
-    with path.open(encoding="utf-8") as file:
+    """Problem, budget and [x, y...] of each line of its outcomes; None without an answer."""
+    path = run.folder / TRAJECTORIES
+    published = not path.exists()
+    if published:
+        path = run.folder / OUTCOMES
+    with gzip.open(path, "rt", encoding="utf-8") if published else path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)
@@ -221,6 +265,8 @@ def _spent(cost: Mapping[str, Any], x: str, run: Run) -> float:
 
 def _quality(record: Mapping[str, Any], y: str) -> list[float]:
     if y == "best_reward":
+        if "samples" not in record:
+            return [float(record["best_reward"])]
         return [float(max(sample["reward"] for sample in record["samples"] if sample["failure"] is None))]
     value = record["metrics"][y]
     return [float(part) for part in value] if isinstance(value, list) else [float(value)]

@@ -1,7 +1,7 @@
 """Where tree search starts to beat parallel sampling at equal FLOPs, as problems get longer.
 
 For each number of parts of a problem (the dial) TOA is compared with parallel sampling at the compute of
-its own budget. Runs go below results/crossing-<parts>; rerun to go on.
+its own budget. Runs go below results/lab_crossing, the figure into figures/ there; rerun to go on.
 
     python experiments/lab/crossing.py --problems 200
 """
@@ -12,18 +12,16 @@ import argparse
 import csv
 import subprocess
 import sys
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
 from toa_exp.compare import Comparison, compare
 
-METHODS = ["parallel"]
 TASK_SEED = 412170612
 
 
 def run(parts: int, options: argparse.Namespace) -> Path:
-    """Run all methods at one setting of the dial; returns the folder of the runs."""
+    """Run both methods at one setting of the dial; returns the folder of the runs."""
     name = f"crossing-{parts}"
     common = [
         f"experiment={name}",
@@ -33,46 +31,47 @@ def run(parts: int, options: argparse.Namespace) -> Path:
         f"task.problems={options.problems}",
         f"task.seed={TASK_SEED}",
         "concurrency=256",
-        f"results={options.results}",
+        f"results={options.results}/lab_crossing",
         "tracking.mode=disabled",
         f"seed={','.join(map(str, options.seeds))}",
     ]
     budget = options.budget
     toa = ["method=toa", f"budget.samples=[{budget}]"]
-    others = [f"method={','.join(METHODS)}", f"budget.samples=[{budget // 2},{budget},{2 * budget}]"]
-    for method in (toa, others):  # both draw from one store: their first samples are the same
+    parallel = ["method=parallel", f"budget.samples=[{budget // 2},{budget},{2 * budget}]"]
+    for method in (toa, parallel):  # both draw from one store: their first samples are the same
         subprocess.run([sys.executable, "-m", "toa_exp", "run", "-m", *common, *method], check=True)
-    return Path(options.results) / name
+    return Path(options.results) / "lab_crossing" / name
 
 
-def draw(rows: dict[int, list[Comparison]], metric: str, made: str, stem: Path) -> None:
-    """The difference to each method against the dial, with intervals."""
+def draw(rows: dict[int, Comparison], made: str, stem: Path) -> None:
+    """The difference against the dial, with intervals."""
     from matplotlib.figure import Figure
 
+    points = [(parts, row) for parts, row in rows.items() if row.difference is not None]
+    differences = [row.difference or 0.0 for _, row in points]
+    below = [(row.difference or 0.0) - (row.lower or 0.0) for _, row in points]
+    above = [(row.upper or 0.0) - (row.difference or 0.0) for _, row in points]
     figure = Figure(figsize=(5.5, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0.0, color="#7f7f7f", linewidth=0.7)
-    for place, method in enumerate(METHODS):
-        points = [
-            (parts, row)
-            for parts, found in rows.items()
-            for row in found
-            if row.other == method and row.difference is not None
-        ]
-        shift = 0.08 * place
-        x = [parts + shift for parts, _ in points]
-        y = [row.difference or 0.0 for _, row in points]
-        below = [(row.difference or 0.0) - (row.lower or 0.0) for _, row in points]
-        above = [(row.upper or 0.0) - (row.difference or 0.0) for _, row in points]
-        axes.errorbar(x, y, (below, above), label=f"over {method}", marker="o", capsize=2, linewidth=1.2)
+    dial = [parts for parts, _ in points]
+    axes.errorbar(dial, differences, (below, above), marker="o", capsize=2, linewidth=1.2)
     axes.set_xlabel("Parts of a problem")
-    axes.set_ylabel(f"{metric}: TOA minus the other,\nat equal FLOPs")
-    axes.legend(frameon=False)
-    figure.supxlabel("\n".join(textwrap.wrap(made, 120, break_long_words=True)), fontsize=4, color="#7f7f7f")
+    axes.set_ylabel("Accuracy: TOA minus parallel\nsampling, at equal FLOPs")
+    figure.supxlabel(wrapped(made), fontsize=4, color="#7f7f7f")
     for ending in ("png", "svg"):
-        figure.savefig(
-            stem.with_suffix(f".{ending}"), dpi=200, metadata={} if ending == "png" else {"Date": None}
-        )
+        metadata = {} if ending == "png" else {"Date": None}
+        figure.savefig(stem.with_suffix(f".{ending}"), dpi=200, metadata=metadata)
+
+
+def wrapped(signature: str) -> str:
+    """The signature in lines, broken between its fields."""
+    lines = [""]
+    for field in signature.split("|"):
+        if lines[-1] and len(lines[-1]) + len(field) > 120:
+            lines.append("")
+        lines[-1] += f"{field}|"
+    return "\n".join(lines).rstrip("|")
 
 
 def main() -> None:
@@ -84,25 +83,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--results", default="results")
     options = parser.parse_args()
-    rows: dict[int, list[Comparison]] = {}
+    rows: dict[int, Comparison] = {}
     made = ""
     for parts in options.parts:
-        rows[parts], (made,) = compare(run(parts, options), "toa", "flops", "accuracy")
-    out = Path(options.results) / "crossing"
+        (rows[parts],), (made,) = compare(run(parts, options), "toa", "flops", "accuracy")
+    made = made.replace(f"crossing-{options.parts[-1]}", "crossing-<parts>")
+    out = Path(options.results) / "lab_crossing" / "figures"
     out.mkdir(parents=True, exist_ok=True)
     with (out / "crossing.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["parts", *asdict(rows[options.parts[0]][0])])
-        writer.writerows([parts, *asdict(row).values()] for parts, found in rows.items() for row in found)
-    draw(
-        rows, "Accuracy", made.replace(f"crossing-{options.parts[-1]}", "crossing-<parts>"), out / "crossing"
-    )
-    for parts, found in rows.items():
-        for row in found:
-            shown = "not run at this compute"
-            if row.difference is not None:
-                shown = f"{row.difference:+.3f} [{row.lower:+.3f}, {row.upper:+.3f}]"
-            print(f"parts {parts}: toa {row.y:.3f} at {row.x:.3g} FLOPs, over {row.other} {shown}")
+        writer.writerow(["parts", *asdict(rows[options.parts[0]])])
+        writer.writerows([parts, *asdict(row).values()] for parts, row in rows.items())
+    draw(rows, made, out / "crossing")
+    for parts, row in rows.items():
+        shown = "not run at this compute"
+        if row.difference is not None:
+            shown = f"{row.difference:+.3f} [{row.lower:+.3f}, {row.upper:+.3f}]"
+        print(f"parts {parts}: toa {row.y:.3f} at {row.x:.3g} FLOPs, over parallel {shown}")
     print(made)
 
 
