@@ -15,10 +15,12 @@ install: .venv/installed
 	$(BIN)/pip install -q --no-deps --upgrade --target $(ANTLR) antlr4-python3-runtime==4.13.2
 	touch $@
 
-# The paper's six methods on the lab's models, the figures of their curves, and TOA against the others.
+# The paper's six methods on the lab's models, the figures of their curves, and TOA against the others. Those
+# whose samples are cheaper get more of them, to reach its compute.
 task ?= lab_math
 sweep: install
-	$(BIN)/toa-exp run experiment=lab task=$(task)
+	$(BIN)/toa-exp run experiment=lab task=$(task) method=sequential,moa,toa
+	$(BIN)/toa-exp run experiment=lab task=$(task) method=random,prs,parallel budget.samples=[4,8,16,32,64]
 	$(BIN)/toa-exp figures results/lab x=flops
 	$(BIN)/toa-exp compare results/lab curve=toa x=flops
 

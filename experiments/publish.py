@@ -4,7 +4,7 @@
 
 Every finished run keeps its config.yaml, curve.csv, and outcomes.jsonl.gz: the lines of its trajectories with
 the best reward in place of the samples. `toa-exp figures` and `toa-exp compare` read these as they read the
-run itself. Tables and figures of the folder are copied, PDF left out. Paths of the lab's weights become relative.
+run itself. Tables and figures of the folder are copied, PDF left out. Paths of lab weights become relative.
 """
 
 from __future__ import annotations

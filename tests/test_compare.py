@@ -15,6 +15,7 @@ from test_figures import LABELS
 
 from toa_exp.compare import compare, table, write
 from toa_exp.errors import BadInput
+from toa_exp.figures import figures
 from toa_exp.metrics.pooled import statistics
 
 BUDGETS = [4, 8, 16]
@@ -31,6 +32,7 @@ def make_run(
     problems: int = 200,
     seed: int = 0,
     pools: dict[str, str] | None = None,
+    made: str = "0123456789abcdef",
 ) -> None:
     """A run folder; a sample costs `price` tokens."""
     folder = root / "first" / "gsm8k" / "simulated" / method / f"seed={seed}"
@@ -50,7 +52,7 @@ def make_run(
                 file.write(json.dumps(line) + "\n")
     rows = [f"{budget},0,0,0,0" for budget in BUDGETS]
     (folder / "curve.csv").write_text("\n".join(["budget,failed,quality,quality_lo,quality_hi", *rows, ""]))
-    run = LABELS | {"method": method, "pools": pools or {}}
+    run = LABELS | {"method": method, "problems": made, "pools": pools or {}}
     OmegaConf.save(OmegaConf.create({"run": run, "seed": seed, "flops": "model"}), folder / "config.yaml")
 
 
@@ -131,6 +133,19 @@ def test_runs_of_other_problems_are_refused(tmp_path: Path) -> None:
     make_run(tmp_path, "random", lambda *_: 1.0, problems=6)
     with pytest.raises(BadInput, match="different problems"):
         compare(tmp_path, "toa", "tokens", "quality")
+
+
+def test_problems_of_the_same_names_are_told_apart(tmp_path: Path) -> None:
+    make_run(tmp_path, "toa", lambda *_: 1.0, made="of six parts")
+    make_run(tmp_path, "random", lambda *_: 1.0, made="of four parts")
+    for refused in (
+        lambda: compare(tmp_path, "toa", "tokens", "quality"),
+        lambda: figures(tmp_path, "tokens", "quality", None),
+    ):
+        with pytest.raises(
+            BadInput, match=r"(?s)of four parts.*random.*of six parts.*toa.*experiment=<name>"
+        ):
+            refused()
 
 
 def test_only_seeds_that_both_were_run_with_are_compared(tmp_path: Path) -> None:
