@@ -116,6 +116,16 @@ def test_the_number_format_is_float32_on_a_cpu(tmp_path):
         assert loading.load_model(family, folder, None, cpu, dtype, "reward").dtype == expected
 
 
+def test_what_other_threads_compute_in_is_left_alone(tmp_path, monkeypatch):
+    """While transformers loads a model, torch's default format is the model's, in every thread."""
+    formats, usual = [], torch.set_default_dtype
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: (formats.append(dtype), usual(dtype)))
+    folder, cpu = str(classifier_model(tmp_path)), torch.device("cpu")
+    model = loading.load_model("AutoModelForSequenceClassification", folder, None, cpu, "float64", "reward")
+    assert model.dtype == torch.float64
+    assert formats and set(formats) == {torch.float32}
+
+
 def test_models_may_be_loaded_by_several_threads_at_once(tmp_path: Path) -> None:
     """An engine and a reward load theirs in threads of their own."""
     causal = causal_model(tmp_path / "causal", tie_word_embeddings=True)

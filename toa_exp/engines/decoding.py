@@ -161,8 +161,9 @@ class Decoder:
 
     def _write(self, rows: list[Row], logits: torch.Tensor, started: float) -> None:
         noise = torch.tensor([row.noise.random() for row in rows], dtype=torch.float64)
-        temperature = torch.tensor([row.temperature for row in rows])
-        top_p = torch.tensor([row.top_p for row in rows])
+        # torch's default format is not relied on: who loads a model changes it for all threads.
+        temperature = torch.tensor([row.temperature for row in rows], dtype=torch.float32)
+        top_p = torch.tensor([row.top_p for row in rows], dtype=torch.float32)
         tokens, valid = choose_tokens(logits, temperature, top_p, noise)
         for row, token, fine in zip(rows, tokens.tolist(), valid.tolist(), strict=True):
             row.tokens.append(token)

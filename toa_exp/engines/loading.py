@@ -165,13 +165,15 @@ def load_model(
             loaded, info = kind.from_pretrained(
                 _folder_or_id(model),
                 revision=revision,
-                dtype=dtype,
+                dtype="float32" if dtype == "float64" else dtype,
                 trust_remote_code=False,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
         _check_complete(info, model, whose)
+        if dtype == "float64":  # only now: while it loads, its format is torch's default, for all threads
+            loaded = loaded.double()
         return loaded.to(device).eval()
     except BadInput:
         raise
