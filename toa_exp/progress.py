@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 from tqdm import tqdm
 
@@ -34,6 +35,44 @@ class Progress:
             f"{counts.failures} failed, {counts.retries} retried",
             refresh=False,
         )
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+class Stage:
+    """A part of a longer piece of work, with its steps done and the time left.
+
+    A bar on a terminal; elsewhere a log line at the start, every `every` seconds and at the end.
+    """
+
+    def __init__(self, label: str, steps: int, unit: str, log: logging.Logger, every: float = 20.0) -> None:
+        self._bar = tqdm(
+            total=steps, desc=label, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True
+        )
+        self._label, self._steps, self._unit, self._log, self._every = label, steps, unit, log, every
+        self._done, self._started = 0, time.perf_counter()
+        self._said = self._started
+        if self._bar.disable:
+            log.info("%s: %d %ss", label, steps, unit)
+
+    def advance(self, count: int, state: str = "") -> None:
+        """So many more steps are done; `state` is said beside them."""
+        self._done += count
+        self._bar.update(count)
+        self._bar.set_postfix_str(state, refresh=False)
+        now = time.perf_counter()
+        if self._bar.disable and (now - self._said >= self._every or self._done == self._steps):
+            self._said, gone = now, now - self._started
+            left = gone / max(1, self._done) * (self._steps - self._done)
+            parts = [
+                f"{self._done}/{self._steps} {self._unit}s",
+                f"{gone:.0f} s",
+                f"{left:.0f} s left",
+                state,
+            ]
+            self._log.info("%s: %s", self._label, ", ".join(part for part in parts if part))
 
     def close(self) -> None:
         """Leave the bar as it stands."""

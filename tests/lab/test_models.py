@@ -217,7 +217,7 @@ def test_the_recipe_runs_from_an_empty_folder_and_goes_on_where_it_ended(tmp_pat
     plan, stages = PLANS["translation"], tmp_path / "stages"
     Recipe(plan, stages, 0, effort=0.02).build(tmp_path / "models")
     made = {path: path.stat().st_mtime_ns for path in stages.iterdir()}
-    assert len(made) == 2 + 2 * len(AGENTS) + 3 + 3  # teachers, agents twice, samples, critics
+    assert len(made) == 2 + 2 * len(AGENTS) + 3 + 3 + 1  # teachers, agents twice, samples, critics, manifest
     weights = (tmp_path / "models" / "judge" / "model.safetensors").read_bytes()
     (stages / "judge.safetensors").unlink()
     Recipe(plan, stages, 0, effort=0.02).build(tmp_path / "models")

@@ -34,10 +34,16 @@ def _lab(config: DictConfig) -> None:
     import torch
 
     torch.set_num_threads(1)  # at this size more threads only wait for each other
-    logging.getLogger("toa_exp").setLevel(logging.INFO)
+    logging.getLogger("toa_exp.lab").setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.INFO)
+        handler.addFilter(_worth_showing)
     actions[config.action](config)
+
+
+def _worth_showing(record: logging.LogRecord) -> bool:
+    """Of what is below a warning only the lab's own progress."""
+    return record.levelno >= logging.WARNING or record.name.startswith("toa_exp.lab.")
 
 
 def _train(config: DictConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ def sample(
     temperature: float = 1.0,
     most: int = 192,
     rows: int = 256,
+    done: Callable[[int], object] = lambda answers: None,
 ) -> list[list[int]]:
     """One answer a prompt, as token ids without the end token, at most `most` tokens each.
 
     Prompts of a like length run together, `rows` at a time. Temperature 0 takes the likeliest token.
+    `done` is told of every so many answers.
     """
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     answers: list[list[int]] = [[] for _ in prompts]
@@ -32,6 +34,7 @@ def sample(
         got = _run(network, [prompts[n] for n in chosen], generator, end, temperature, most)
         for number, answer in zip(chosen, got, strict=True):
             answers[number] = answer
+        done(len(chosen))
     return answers
 
 

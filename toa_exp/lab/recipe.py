@@ -10,26 +10,30 @@ kept in the work folder, and a rerun goes on after it.
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from toa_exp import __version__
+from toa_exp.errors import BadInput
 from toa_exp.lab.corpus import first_attempts, lessons, teacher
 from toa_exp.lab.critics import FURTHER, Critic, critic_loss, repeated
 from toa_exp.lab.decoding import sample
 from toa_exp.lab.domain import problems
 from toa_exp.lab.folders import Kind, save
 from toa_exp.lab.network import Network
-from toa_exp.lab.plans import Plan
+from toa_exp.lab.plans import AGENTS, Plan
+from toa_exp.lab.stages import Attempts, Stages
 from toa_exp.lab.training import (
     Example,
     Loss,
@@ -40,44 +44,80 @@ from toa_exp.lab.training import (
     train,
 )
 from toa_exp.lab.writer import Writer
+from toa_exp.progress import Stage
 
 FIRST = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
 CRITIC = Schedule(4000, tokens=1536)
 FIRST_SAMPLES = 1500  # problems that the agents first answer, for their lessons
 SAMPLES = 4800  # problems whose answers a critic reads; with a quarter of them it learns them by heart
 WEAK = Schedule(600, tokens=1536)
+_SCHEDULES = {"first": FIRST, "critic": CRITIC, "weak": WEAK}
 OTHER = 1 << 32  # from the seed of the teacher to that of the judge's
 
-log = logging.getLogger(__name__)
+NAMES = (
+    "teacher",
+    *(f"first-{name}" for name in AGENTS),
+    "attempts",
+    *AGENTS,
+    *("samples", "reward", "second-teacher", "judged", "judge", "weak"),
+)
+"""The stages, in order."""
 
-Attempts = list[tuple[str, list[str]]]
-"""Prompts with sampled answers."""
+log = logging.getLogger(__name__)
 
 
 class Recipe:
     """The stages, in order; `work` keeps what they leave. `effort` scales training steps and samples.
 
     On another `device` other weights come out, since sums are rounded and chances drawn in another way.
+    Raises BadInput where `work` holds stages that were made with other values than these.
     """
 
     def __init__(
         self, plan: Plan, work: Path, seed: int, effort: float = 1.0, device: torch.device | str = "cpu"
     ) -> None:
-        self.plan, self.work, self.seed = plan, work, seed
+        _check(seed, effort)
+        self.plan, self.seed = plan, seed
         self._device = torch.device(device)
         self.tokenizer = plan.tokenizer()
         self._effort = effort
         self._writer = Writer(self.tokenizer)
         self._shape = plan.shape(len(self.tokenizer))
-        work.mkdir(parents=True, exist_ok=True)
+        self._stages = Stages(work, self._decided())
 
     def build(self, to: Path) -> None:
         """Run all stages and save the models as folders below `to`."""
         with self._device:
             self._build(to)
 
+    def _decided(self) -> dict[str, Any]:
+        """What the stages depend on."""
+        plan = self.plan
+        return {
+            "task": plan.domain.name,
+            "seed": self.seed,
+            "effort": self._effort,
+            "device": self._device.type,
+            "toa-exp": __version__,
+            "model": asdict(self._shape),
+            "parts": plan.span,
+            "strengths": plan.strengths,
+            "judge": plan.judge.value,
+            "steps": {
+                "teacher": plan.steps,
+                "lessons": plan.lessons,
+                **{name: schedule.steps for name, schedule in _SCHEDULES.items()},
+            },
+            "samples": {"attempts": FIRST_SAMPLES, "samples": SAMPLES},
+        }
+
     def _build(self, to: Path) -> None:
         started = time.perf_counter()
+        done = [name for name in NAMES if name in self._stages.done()]
+        log.info(
+            "%s: %d stages, of which %d are done and kept in %s: %s",
+            self.plan.domain.name, len(NAMES), len(done), self._stages.folder, ", ".join(done) or "none",
+        )  # fmt: skip
         models: dict[str, tuple[Kind, Network, Mapping[str, Tensor]]] = {}
         agents = self.agents()
         for name, network in {**agents, "teacher": self.teacher()}.items():
@@ -125,24 +165,28 @@ class Recipe:
 
         In a round every agent refines a random answer so far, or (a quarter of them) aggregates three.
         """
-        path = self.work / f"{name}.json"
-        if path.exists():
-            return [(prompt, answers) for prompt, answers in json.loads(path.read_text())]
+        known = self._stages.attempts(name)
+        if known is not None:
+            return known
         rng, generator = Random(f"{name}/{self.seed}"), torch.Generator(self._device).manual_seed(self.seed)
         stream = problems(self.plan.domain, f"{name}/{self.seed}", self.plan.span, test=False)
         prompts = list(islice(stream, max(1, round(self._effort * count))))
         answers: list[list[str]] = [[] for _ in prompts]
-        for number in range(rounds + 1):
-            fresh = []
-            for network in agents.values():
-                drafts = [rng.sample(a, 3 if rng.random() < 0.25 else 1) if number else [] for a in answers]
-                requests = [self._writer.prompt(p, d) for p, d in zip(prompts, drafts, strict=True)]
-                ids = sample(network, requests, generator, end=self._writer.end)
-                fresh.append([self._writer.decode(i) for i in ids])
-            answers = [a + list(new) for a, new in zip(answers, zip(*fresh, strict=True), strict=True)]
-            log.info("%s: round %d sampled", name, number)
-        path.write_text(json.dumps(list(zip(prompts, answers, strict=True))))
-        return list(zip(prompts, answers, strict=True))
+        wanted = len(prompts) * len(agents) * (rounds + 1)
+        with closing(Stage(self._label(name), wanted, "answer", log)) as bar:
+            for number in range(rounds + 1):
+                fresh = []
+                for network in agents.values():
+                    drafts = [
+                        rng.sample(a, 3 if rng.random() < 0.25 else 1) if number else [] for a in answers
+                    ]
+                    requests = [self._writer.prompt(p, d) for p, d in zip(prompts, drafts, strict=True)]
+                    ids = sample(network, requests, generator, end=self._writer.end, done=bar.advance)
+                    fresh.append([self._writer.decode(i) for i in ids])
+                answers = [a + list(new) for a, new in zip(answers, zip(*fresh, strict=True), strict=True)]
+        made = list(zip(prompts, answers, strict=True))
+        self._stages.keep_attempts(name, made)
+        return made
 
     def critic(self, name: str, start: Network, samples: Attempts, schedule: Schedule = CRITIC) -> Critic:
         """A stage that trains a reward model on samples, from a teacher on."""
@@ -163,12 +207,22 @@ class Recipe:
         self, name: str, model: nn.Module, examples: Iterator[Example], schedule: Schedule, loss: Loss
     ) -> None:
         """Train a model in place, or take it over from the work folder."""
-        path = self.work / f"{name}.safetensors"
-        if path.exists():
-            model.load_state_dict(load_file(path))
+        if self._stages.parameters(name, model.load_state_dict):
             model.eval()
             return
-        train(model, examples, schedule.scaled(self._effort), f"{name}/{self.seed}", loss, log.info)
-        partial = path.with_suffix(".partial")
-        save_file({key: value.clone() for key, value in model.state_dict().items()}, partial)
-        partial.replace(path)
+        schedule = schedule.scaled(self._effort)
+        with closing(Stage(self._label(name), schedule.steps, "step", log)) as bar:
+            train(model, examples, schedule, f"{name}/{self.seed}", loss, bar.advance)
+        self._stages.keep(name, model.state_dict())
+
+    def _label(self, name: str) -> str:
+        return f"{self.plan.domain.name}: stage {NAMES.index(name) + 1} of {len(NAMES)}, {name}"
+
+
+def _check(seed: int, effort: float) -> None:
+    if not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise BadInput(f"seed={seed}: give an integer, 0 or more and below 2^32")
+    if not isinstance(effort, int | float) or not 0 < effort < math.inf:
+        raise BadInput(
+            f"effort={effort}: give a number above 0; 1 is the full training, 0.02 a quick try of all stages"
+        )

@@ -44,8 +44,8 @@ class Schedule:
     decay: float = 0.5
 
     def scaled(self, effort: float) -> Schedule:
-        """The same with `effort` times as many steps."""
-        return replace(self, steps=round(effort * self.steps))
+        """The same with `effort` times as many steps, but for one at least."""
+        return replace(self, steps=max(1, round(effort * self.steps)))
 
     def factor(self, step: int) -> float:
         """The share of the learning rate at a step: constant, then falling to 0 over the last `decay`."""
@@ -163,12 +163,12 @@ def train(
     schedule: Schedule,
     seed: str,
     loss_of: Loss = language_loss,
-    report: Callable[[str], None] = print,
+    done: Callable[[int, str], object] = lambda steps, state: None,
 ) -> None:
-    """Train in place; reports loss and speed every 100 steps."""
+    """Train in place; `done` is told of every step, with the loss and tokens/s of about the last 100."""
     optimizer = Muon(network, schedule)
     network.train()
-    clock, seen, losses = time.perf_counter(), 0, 0.0
+    clock, seen, losses, count = time.perf_counter(), 0, 0.0, 0
     for number, batch in enumerate(islice(batches(examples, schedule.tokens, Random(seed)), schedule.steps)):
         width = math.ceil(max(len(e.ids) for e in batch) / 8) * 8
         ids = torch.tensor([e.ids + [0] * (width - len(e.ids)) for e in batch])
@@ -176,10 +176,10 @@ def train(
             loss = loss_of(network, ids, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step(number)
-        losses += loss.item()
+        if number % 100 == 0:
+            losses, count = 0.0, 0
+        losses, count = losses + loss.item(), count + 1
         seen += sum(len(e.ids) for e in batch)
-        if (number + 1) % 100 == 0:
-            speed = seen / (time.perf_counter() - clock)
-            report(f"{seed}: step {number + 1} loss {losses / 100:.4f}, {speed:.0f} tokens/s")
-            losses = 0.0
+        speed = seen / (time.perf_counter() - clock)
+        done(1, f"loss {losses / count:.4f}, {speed:.0f} tokens/s")
     network.eval()
