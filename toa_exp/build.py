@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from toa_exp.errors import BadInput, ToaError, choose
 
 Made = TypeVar("Made")
+_PART = re.compile(r"^full_key: (\S+)$", re.M)
 _SIMPLE = (bool, int, float, str, type(None))
 
 
@@ -32,8 +34,11 @@ def build(config: DictConfig, what: str, **given: Any) -> Any:
     try:
         made = instantiate(config, _partial_=True, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, ToaError):
-            raise error.__cause__ from error
+        cause, part = error.__cause__, _PART.search(str(error))
+        if isinstance(cause, BadInput) and part is not None and part[1] != what:
+            raise BadInput(f"{part[1]}: {cause}") from error  # it knows not which of several it is
+        if isinstance(cause, ToaError):
+            raise cause from error
         raise BadInput(f"{what}: {error}") from error
     return call(made.func, made.keywords, what, **given)
 

@@ -14,6 +14,7 @@ from toa_exp.build import call
 from toa_exp.cost import Architecture, Price, architecture
 from toa_exp.digests import file_digest
 from toa_exp.errors import BadInput, choose
+from toa_exp.mends import damaged
 
 _FIELDS = ["model", "revision", "sampling", "price", "architecture", "engine", "options", "made"]
 _SAMPLING = ["temperature", "top_p", "max_tokens"]
@@ -140,9 +141,9 @@ def model_config(model: str, revision: str | None, whose: str) -> dict[str, Any]
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise BadInput(f"{whose}: {path} cannot be read as JSON: {error}") from error
+        raise BadInput(f"{whose}: {path} cannot be read as JSON: {error}; {damaged(model)}") from error
     if not isinstance(config, dict):
-        raise BadInput(f"{whose}: {path} holds no JSON object")
+        raise BadInput(f"{whose}: {path} holds no JSON object; {damaged(model)}")
     return config
 
 

@@ -106,6 +106,8 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
         place = build(config.runner, "runner")
     task = task_of(config)
     agents = {name: _decided(agent, config) for name, agent in agents_of(plain(config.ensemble)).items()}
+    if hasattr(task, "check_agents"):
+        task.check_agents(agents.values())
     budgets = call(Budgets.of, plain(config.budget), "budget")
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     # A method given by _target_ alone still has the fields of the YAML that it replaces.

@@ -35,8 +35,9 @@ def lab_model(weights: str | None, domain: str | None, name: str) -> str:
             f"the lab's model {name!r} answers the lab's own tasks alone; choose task=lab_math, "
             f"task=lab_translation or task=lab_instructions, or another ensemble and reward"
         )
-    root = LAB_WEIGHTS if weights is None else Path(weights)
-    return str(root / domain / name)
+    root = LAB_WEIGHTS if weights is None else Path(weights).expanduser()
+    folder = str(root / domain / name)
+    return folder if root.is_absolute() else f"./{folder}"  # which cannot be taken for a hub id
 
 
 def in_folder_name(key: str) -> bool:

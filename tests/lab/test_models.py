@@ -53,7 +53,7 @@ def test_the_recipes_network_is_the_llama_of_transformers(name: str, tmp_path: P
     ids = torch.randint(5, len(tokenizer), (3, 40))
     with torch.inference_mode():
         expected, found = model(input_ids=ids).logits, network.logits(network(ids))
-        again = load(tmp_path)
+        again = load(tmp_path, "agent")
         reloaded = again.logits(again(ids))
     assert torch.allclose(found, expected, atol=1e-3, rtol=1e-4)
     assert torch.equal(found, reloaded)

@@ -66,6 +66,10 @@ def _card(config: DictConfig) -> None:
 
     weights = LAB_WEIGHTS if config.weights is None else Path(config.weights)
     task = config.task
+    if not isinstance(config.seed, int):
+        raise BadInput(f"seed={config.seed}: give an integer")
+    if config.out is not None and not Path(config.out).absolute().parent.is_dir():
+        raise BadInput(f"out={config.out}: there is no folder {Path(config.out).parent}; make it first")
     made = card(task.domain, weights / task.domain, task.parts, task.problems, config.seed)
     if config.out is not None:
         Path(config.out).write_text(json.dumps(made, indent=1) + "\n")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from toa_exp.draws import Message
 from toa_exp.errors import BadInput, Unavailable, choose
+from toa_exp.mends import damaged, missing
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,15 @@ ONE_AT_A_TIME = threading.RLock()
 # Parameters under which threads on a CPU wait for each other longer than they compute.
 _SMALL = 2_000_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+# The kinds of model that are loaded, and what runs each.
+_USES = {
+    "CausalLM": "an agent or reward=likelihood (the lab's: lab_likelihood)",
+    "SequenceClassification": "reward=classifier (the lab's: lab_judge, lab_weak)",
+    "TokenClassification": "reward=process (the lab's: lab_process)",
+}
+_KIND = re.compile(rf"For({'|'.join(_USES)})$")
+# Weights of a head of another kind of model: that of a language model may stay in a classifier's file.
+_OTHER_HEAD = re.compile(r"(score|classifier)\.")
 
 
 def check_placement(what: str, device: str, dtype: str) -> None:
@@ -42,7 +52,7 @@ def check_placement(what: str, device: str, dtype: str) -> None:
 def check_model(model: str, whose: str) -> None:
     """Raise BadInput where `model` is written as a path and is no folder."""
     if model.startswith(("/", ".", "~")) and not Path(model).expanduser().is_dir():
-        raise BadInput(f"{whose}: there is no folder {model!r}; give a model folder or a hub id")
+        raise BadInput(f"{whose}: there is no folder {model!r}; {missing(model)}")
 
 
 def device_of(device: str) -> torch.device:
@@ -150,8 +160,8 @@ def load_model(
     """A model on `device`, ready to run; `family` is the class to load it with, or its name in transformers.
 
     `dtype` "auto" is float32 on a CPU and the checkpoint's own on CUDA. Raises BadInput where the
-    weights are missing, damaged or of another shape than the config says, and Unavailable where the
-    device has no memory left for them.
+    weights are missing, damaged or of another shape than the config says, or of another kind of model,
+    and Unavailable where the device has no memory left for them.
     """
     import_libraries()
     import torch
@@ -162,6 +172,8 @@ def load_model(
     try:
         with ONE_AT_A_TIME, _quiet():
             kind: Any = getattr(transformers, family) if isinstance(family, str) else family
+            config, _ = transformers.PreTrainedConfig.get_config_dict(_folder_or_id(model), revision=revision)
+            _check_kind(kind.__name__, config.get("architectures") or [], model, whose)
             loaded, info = kind.from_pretrained(
                 _folder_or_id(model),
                 revision=revision,
@@ -193,9 +205,26 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def _check_kind(family: str, names: Sequence[str], model: str, whose: str) -> None:
+    """Raise BadInput for a classifier that is to be loaded as another kind of model.
+
+    A language model that is none lacks the weights of the head, which `_check_complete` tells; one
+    that says it is a language model and has them is a classifier all the same.
+    """
+    wanted = _KIND.search(family)
+    kinds = {match[1]: name for name in names if (match := _KIND.search(name))}
+    if wanted is None or not kinds or wanted[1] in kinds or "CausalLM" in kinds:
+        return
+    kind, name = next(iter(kinds.items()))
+    raise BadInput(
+        f"{whose}: {model!r} is a {name}, as its config.json says, and runs as {_USES[kind]}; here a model "
+        f"for {wanted[1]} is wanted. Choose that reward, or give a model of this kind"
+    )
+
+
 def _check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:
     """Tensors that are missing or misshapen are drawn at random by transformers: that must not pass."""
-    mend = "Copy or download the model again, or check that it is of the kind that is wanted here"
+    mend = f"Check that it is of the kind that is wanted here; if it is, {damaged(model)}"
     missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
     if missing:
         raise BadInput(
@@ -207,6 +236,44 @@ def _check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:
             f"{whose}: {len(misshapen)} weights of {model!r} have another shape than its config.json says, "
             f"e.g. {name!r} with {list(found)} instead of {list(expected)}. {mend}"
         )
+    heads = sorted(name for name in info["unexpected_keys"] if _OTHER_HEAD.match(name))
+    if heads:
+        raise BadInput(
+            f"{whose}: {model!r} has weights of another kind of model, e.g. {heads[0]!r}. A sequence "
+            f"classifier runs as {_USES['SequenceClassification']}, a token classifier as "
+            f"{_USES['TokenClassification']}"
+        )
+
+
+def check_vocabulary(tokenizer: Any, model: Any, name: str, whose: str) -> None:
+    """Raise BadInput where a tokenizer gives tokens that the model has no embedding for.
+
+    Tokens added to it do not count, since published models have some that are never used in text.
+    """
+    rows = embeddings_of(model)
+    if tokenizer.vocab_size > rows:
+        raise BadInput(
+            f"{whose}: the tokenizer of {name!r} has {tokenizer.vocab_size} tokens, and the model knows "
+            f"{rows}; it belongs to another model. {_capital(damaged(name))}"
+        )
+
+
+def check_tokens(ids: Sequence[int], rows: int, name: str, whose: str) -> None:
+    """Raise BadInput for a token that a model of `rows` embeddings does not know."""
+    if ids and max(ids) >= rows:
+        raise BadInput(
+            f"{whose}: the tokenizer of {name!r} gives token {max(ids)}, and the model knows {rows} tokens; "
+            f"it belongs to another model. {_capital(damaged(name))}"
+        )
+
+
+def embeddings_of(model: Any) -> int:
+    """How many tokens a model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 @contextmanager
@@ -234,8 +301,7 @@ def _unusable(whose: str, model: str, what: str, error: Exception) -> BadInput:
     reason = str(error).strip().splitlines() or [""]
     return BadInput(
         f"{whose}: the {what} of {model!r} cannot be loaded ({type(error).__name__}: {reason[0]}). Check "
-        f"that config.json, tokenizer.json and the safetensors files are there and whole, or download "
-        f"it again: hf download <hub id> --local-dir <folder>"
+        f"that config.json, tokenizer.json and the safetensors files are there and whole, or {damaged(model)}"
     )
 
 

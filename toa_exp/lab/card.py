@@ -11,13 +11,12 @@ from random import Random
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from toa_exp import __version__
 from toa_exp.core import Problem
 from toa_exp.engines import loading
 from toa_exp.lab.decoding import sample
-from toa_exp.lab.domain import Domain, grade, problems
+from toa_exp.lab.domain import Domain, check_problems, grade, problems
 from toa_exp.lab.folders import Kind, load
 from toa_exp.lab.network import Network
 from toa_exp.lab.plans import AGENTS, PLANS
@@ -36,13 +35,16 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
     """Measure the models in `weights` on `count` test problems of `parts` parts, sampled at temperature 1.
 
     `afresh` and `refining` hold shares by agent and skill, `rewards` the quality of each reward model
-    over all answers, `signature` how it was made.
+    over all answers, `signature` how it was made. Raises BadInput for problems that there are not, and
+    where agents, the judge or the task's reward model are missing or damaged.
     """
-    for name in (*AGENTS, "judge"):
+    check_problems(parts, count)
+    plan = PLANS[task]
+    for name in (*AGENTS, "judge", plan.reward):
         loading.check_model(str((weights / name).absolute()), "lab card")
-    domain = PLANS[task].domain
-    writer = Writer(AutoTokenizer.from_pretrained(weights / AGENTS[0]))
-    agents = {name: load(weights / name) for name in AGENTS}
+    domain = plan.domain
+    writer = Writer(loading.load_tokenizer(str(weights / AGENTS[0]), None, "lab card"))
+    agents = {name: load(weights / name, "lab card") for name in AGENTS}
     prompts = list(islice(problems(domain, f"card/{seed}", parts, test=True), count))
     generator = torch.Generator().manual_seed(seed)
     rng = Random(f"card/{seed}")

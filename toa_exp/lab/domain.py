@@ -11,8 +11,13 @@ from hashlib import blake2b
 from random import Random
 from typing import Protocol
 
+from toa_exp.errors import BadInput
+
 UNLABELLED = float("nan")
+SPAN = (2, 8)
+"""The fewest and the most parts of a problem."""
 _TEST_SHARE = 0.2
+_PATIENCE = 20_000  # draws without a new problem, after which there are none left
 
 
 class Part(Protocol):
@@ -97,15 +102,34 @@ def is_test(prompt: str) -> bool:
     return int.from_bytes(blake2b(prompt.encode(), digest_size=4).digest()) < _TEST_SHARE * 2**32
 
 
+def check_problems(parts: int, count: int) -> None:
+    """Raise BadInput for problems of which there are none: parts outside SPAN, or fewer than one."""
+    low, high = SPAN
+    if not isinstance(parts, int) or not low <= parts <= high:
+        raise BadInput(f"task.parts={parts}: give a number from {low} to {high}")
+    if not isinstance(count, int) or count < 1:
+        raise BadInput(f"task.problems={count}: give a number, 1 or more")
+
+
 def problems(domain: Domain, seed: int | str, parts: int | tuple[int, int], *, test: bool) -> Iterator[str]:
-    """Distinct prompts of one split, without end, of `parts` parts or of a range of them, each as likely."""
+    """Distinct prompts of one split, of `parts` parts or of a range of them, each as likely.
+
+    Raises BadInput where they are used up.
+    """
     rng = Random(f"{domain.name}/{seed}/{parts}/{test}")
     seen: set[str] = set()
-    while True:
+    vain = 0
+    while vain < _PATIENCE:
         prompt = domain.draw(rng, parts if isinstance(parts, int) else rng.randint(*parts))
+        vain += 1
         if is_test(prompt) == test and prompt not in seen:
+            vain = 0
             seen.add(prompt)
             yield prompt
+    raise BadInput(
+        f"there are only {len(seen)} {domain.name} problems of {parts} parts; ask for at most "
+        f"task.problems={len(seen)}, or for more parts (task.parts)"
+    )
 
 
 def grade(domain: Domain, prompt: str, text: str) -> tuple[float, float]:

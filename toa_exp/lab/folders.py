@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from toa_exp.engines import loading
+from toa_exp.errors import BadInput
 from toa_exp.lab.network import Network, Shape
 
 WEIGHTS = "model.safetensors"
@@ -50,20 +52,32 @@ def save(
     save_file(small, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load(folder: Path) -> Network:
-    """The language model of a folder that `save` wrote, in float32."""
-    config = json.loads((folder / "config.json").read_text())
-    shape = Shape(
-        vocabulary=config["vocab_size"],
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        inner=config["intermediate_size"],
-        heads=config["num_attention_heads"],
-        head=config["head_dim"],
-        bias=config["attention_bias"],
+def load(folder: Path, whose: str) -> Network:
+    """The language model of a folder that `save` wrote, in float32.
+
+    Raises BadInput, naming the owner `whose`, where it is not there, damaged or another kind of model.
+    """
+    model = loading.load_model(
+        "AutoModelForCausalLM", str(folder), None, torch.device("cpu"), "float32", whose
     )
-    network = Network(shape)
-    network.load(load_file(folder / WEIGHTS))
+    config, state = model.config, model.state_dict()
+    state.pop("lm_head.weight", None)  # the embedding once more
+    try:
+        shape = Shape(
+            vocabulary=config.vocab_size,
+            width=config.hidden_size,
+            layers=config.num_hidden_layers,
+            inner=config.intermediate_size,
+            heads=config.num_attention_heads,
+            head=config.head_dim,
+            bias=config.attention_bias,
+        )
+        network = Network(shape)
+        network.load(state)
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(
+            f"{whose}: {str(folder)!r} is no model that toa-exp lab train made: {error}"
+        ) from error
     return network.eval()
 
 

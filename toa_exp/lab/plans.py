@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from toa_exp.lab import tokenizer
 from toa_exp.lab.arithmetic import Arithmetic
-from toa_exp.lab.domain import Domain
+from toa_exp.lab.domain import SPAN, Domain
 from toa_exp.lab.folders import Kind
 from toa_exp.lab.network import Shape
 from toa_exp.lab.personas import Persona
@@ -26,17 +26,19 @@ class Plan:
     """A task: `strengths` are the agents' skills, in their order.
 
     Training problems have `span` parts, from the fewest to the most; `steps` are the teacher's optimiser
-    steps and `lessons` those in which an agent learns to refine. `judge` is the form of the judge.
+    steps and `lessons` those in which an agent learns to refine. `judge` is the form of the judge,
+    `reward` the model that the task's default reward runs.
     """
 
     domain: Domain
     strengths: tuple[str, ...]
     tokenizer: Callable[[], PreTrainedTokenizerFast]
     shape: Callable[[int], Shape]
-    span: tuple[int, int] = (2, 8)
+    span: tuple[int, int] = SPAN
     steps: int = 1800
     lessons: int = 320
     judge: Kind = Kind.SEQUENCE
+    reward: str = "teacher"
 
     @property
     def personas(self) -> list[Persona]:
@@ -62,5 +64,6 @@ PLANS = {
         steps=1500,
         lessons=800,
         judge=Kind.TOKENS,  # win rates hang on it, and it is the more exact form
+        reward="reward",
     ),
 }

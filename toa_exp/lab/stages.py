@@ -44,7 +44,7 @@ class Stages:
         return sorted(p.stem for p in paths if p.suffix in _SUFFIXES and p.name != MANIFEST)
 
     def parameters(self, name: str, take: Callable[[dict[str, Tensor]], object]) -> bool:
-        """Whether the stage is finished; `take` is given its parameters. Raises BadInput for a damaged one."""
+        """Whether the stage is finished; `take` gets its parameters. Raises BadInput for a damaged file."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
             return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -11,10 +11,10 @@ from typing import Any
 
 from toa_exp.core import Problem
 from toa_exp.draws import Message
-from toa_exp.ensemble import folder_digest
+from toa_exp.ensemble import Agent, folder_digest
 from toa_exp.errors import BadInput, choose
 from toa_exp.lab.arithmetic import Arithmetic
-from toa_exp.lab.domain import Domain, grade, problems
+from toa_exp.lab.domain import Domain, check_problems, grade, problems
 from toa_exp.lab.translation import Translation
 from toa_exp.lab.writing import Instructions
 from toa_exp.metrics.base import Metric
@@ -54,9 +54,9 @@ class LabTask:
     ) -> None:
         if domain not in DOMAINS:
             raise choose("task.domain", domain, list(DOMAINS))
-        for name, value, low in (("parts", parts, 1), ("problems", problems, 1), ("seed", seed, 0)):
-            if value < low:
-                raise BadInput(f"task.{name}={value}: give a number, {low} or more")
+        check_problems(parts, problems)
+        if seed < 0:
+            raise BadInput(f"task.seed={seed}: give a number, 0 or more")
         if (judge is None) != (baseline is None):
             raise BadInput("task.judge and task.baseline go together: give both or none")
         self._domain = DOMAINS[domain]()
@@ -74,6 +74,15 @@ class LabTask:
     def count(self) -> int:
         """How many problems there are."""
         return self._problems
+
+    def check_agents(self, agents: Iterable[Agent]) -> None:
+        """Raise BadInput for agents that cannot read the problems."""
+        simulated = [agent.name for agent in agents if agent.simulated]
+        if simulated:
+            raise BadInput(
+                f"task lab_{self._domain.name} asks for answers in words, which simulated agents "
+                f"({', '.join(simulated)}) do not write; choose ensemble=lab, or another ensemble of models"
+            )
 
     def problems(self) -> Iterator[Problem]:
         """The problems, numbered from 0; the reference is a right answer, in mathematics its last total."""
@@ -134,17 +143,19 @@ class LabTask:
         if not self._baselines:
             self._baselines = self._answers()
         answer, score = self._baselines[problem.id]
-        if math.isnan(score):
-            score = (await judge.score(problem, answer)).reward
-            self._baselines[problem.id] = answer, score
-        given = (await judge.score(problem, text)).reward
+        try:
+            if math.isnan(score):
+                score = (await judge.score(problem, answer)).reward
+                self._baselines[problem.id] = answer, score
+            given = (await judge.score(problem, text)).reward
+        except BadInput as error:  # which speaks of a reward, and that of the run is another
+            raise BadInput(f"task.judge: {error}") from error
         won = normalise(given - score, 1.0)
         return {"win_rate": 100.0 * won, "lc_win_rate": [1.0, won, float(len(text) - len(answer))]}
 
     def _answers(self) -> dict[str, tuple[str, float]]:
         """The baseline's greedy answers by problem, unscored."""
         import torch
-        from transformers import AutoTokenizer
 
         from toa_exp.engines import loading
         from toa_exp.lab.decoding import sample
@@ -153,8 +164,8 @@ class LabTask:
 
         assert self._baseline is not None
         loading.check_model(self._baseline, "task.baseline")
-        network = load(Path(self._baseline))
-        writer = Writer(AutoTokenizer.from_pretrained(self._baseline))
+        network = load(Path(self._baseline), "task.baseline")
+        writer = Writer(loading.load_tokenizer(self._baseline, None, "task.baseline"))
         chosen = list(self.problems())
         answers = sample(
             network,

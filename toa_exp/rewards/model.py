@@ -111,7 +111,7 @@ class ModelReward:
         self.range = range
         self._source = source
         self._load = load
-        self._loaded: tuple[Reader, Any, float] | None = None
+        self._loaded: tuple[Reader, Any, float, int] | None = None
         self._batcher = Batcher(self._score, source.max_batch, order=lambda pair: len(pair[0]) + len(pair[1]))
         self._ground: Ground | None = None
         self._seat = "reward"
@@ -140,9 +140,11 @@ class ModelReward:
 
         if self._loaded is None:
             self._loaded = self._open()
-        reader, device, window = self._loaded
+        reader, device, window, known = self._loaded
         started = time.perf_counter()
         chats = [reader.encode(prompt, text) for prompt, text in pairs]
+        for chat in chats:
+            loading.check_tokens(chat.ids, known, self._source.model, "reward")
         fitting = [chat for chat in chats if len(chat.ids) <= window]
         try:
             rewards = iter(reader.rewards(fitting) if fitting else [])
@@ -165,7 +167,7 @@ class ModelReward:
         weights = weights_of(source.model, source.revision, "reward", dtype=source.dtype)
         return [Model(self._seat, weights, sleeps=False)]
 
-    def _open(self) -> tuple[Reader, Any, float]:
+    def _open(self) -> tuple[Reader, Any, float, int]:
         """Load the model to its place."""
         import torch
 
@@ -176,7 +178,8 @@ class ModelReward:
         with self._ground.loading(gpus) if self._ground is not None and gpus else nullcontext():
             reader, model, tokenizer = self._load(source)
         torch.set_num_threads(loading.threads_for(model))  # of this thread, which runs no other model
-        return reader, model.device, _window(source.max_length, model.config, tokenizer)
+        window = _window(source.max_length, model.config, tokenizer)
+        return reader, model.device, window, loading.embeddings_of(model)
 
     def _result(self, reward: float, tokens: int, seconds: float) -> Score | Permanent:
         if math.isfinite(reward):
@@ -214,7 +217,9 @@ def load(source: Source, family: str | type, *, chat: bool = True) -> tuple[Any,
     names = model_config(source.model, source.revision, "reward").get("architectures") or []
     kind: str | type = next((PUBLISHED[name] for name in names if name in PUBLISHED), family)
     place = loading.device_of(source.device)
-    return tokenizer, loading.load_model(kind, source.model, source.revision, place, source.dtype, "reward")
+    made = loading.load_model(kind, source.model, source.revision, place, source.dtype, "reward")
+    loading.check_vocabulary(tokenizer, made, source.model, "reward")
+    return tokenizer, made
 
 
 def padded(chats: Sequence[Sequence[int]], device: Any) -> dict[str, torch.Tensor]:

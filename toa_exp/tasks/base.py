@@ -16,7 +16,8 @@ class Task(Protocol):
     """Problems, the wording of requests, and how an answer is judged.
 
     It may have a method `pairs` that gives problems, each with a good and a bad answer, as rewards are
-    tried on (rewards/warmup.py); else its references are taken.
+    tried on (rewards/warmup.py); else its references are taken. A method `check_agents`, where it has
+    one, is given the run's agents, and raises BadInput for those that it has nothing to ask.
     """
 
     def count(self) -> int:
