@@ -1,6 +1,7 @@
 """Models that cannot be loaded: the message names the owner, the model and the mend."""
 
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import causal_model, classifier_model
 
+from toa_exp import mends
 from toa_exp.engines import loading
 from toa_exp.errors import BadInput
+from toa_exp.labels import LAB_WEIGHTS
 
 CHAT = [{"role": "user", "content": "Hello"}]
 
@@ -190,3 +193,71 @@ for model in (small, large, small, large):
 def test_small_models_take_one_thread_and_the_others_as_many_as_torch_was_given():
     result = subprocess.run([sys.executable, "-c", RUN_TWO_SIZES], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["1", "3", "1", "3"]
+
+
+def renamed(folder: Path, kind: str) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [kind]}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "choice"),
+    [
+        ("LlamaForTokenClassification", "AutoModelForSequenceClassification", "reward=process"),
+        ("LlamaForSequenceClassification", "AutoModelForTokenClassification", "reward=classifier"),
+        ("LlamaForSequenceClassification", "AutoModelForCausalLM", "reward=classifier"),
+    ],
+)
+def test_a_classifier_of_another_kind_is_refused_with_what_runs_it(tmp_path, kind, family, choice):
+    folder = renamed(classifier_model(tmp_path), kind)
+    with pytest.raises(BadInput, match=rf"agent 'ash'.*{kind}.*{choice}"):
+        load(folder, family)
+
+
+def test_a_classifiers_head_that_nobody_takes_is_told(tmp_path):
+    """Its config.json has no word of what it is for."""
+    folder = causal_model(tmp_path)
+    tensors = load_file(folder / "model.safetensors") | {"score.weight": torch.ones(1, 32)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=r"'score\.weight'.*reward=classifier"):
+        load(folder)
+
+
+def test_a_head_of_a_language_model_may_stay_in_a_classifiers_file(tmp_path):
+    folder = renamed(classifier_model(tmp_path), "LlamaForCausalLM")
+    tensors = load_file(folder / "model.safetensors")
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(tensors | head, folder / "model.safetensors", {"format": "pt"})
+    load(folder, "AutoModelForSequenceClassification")
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path):
+    folder = causal_model(tmp_path / "model", vocab_size=80)
+    tokenizer = loading.load_tokenizer(str(folder), None, "agent 'ash'")
+    model = loading.load_model(
+        "AutoModelForCausalLM", str(folder), None, torch.device("cpu"), "auto", "agent 'ash'"
+    )
+    with pytest.raises(
+        BadInput, match=rf"agent 'ash'.*{tokenizer.vocab_size} tokens, and the model knows 80"
+    ):
+        loading.check_vocabulary(tokenizer, model, str(folder), "agent 'ash'")
+    loading.check_tokens([79, 3], loading.embeddings_of(model), str(folder), "agent 'ash'")
+    with pytest.raises(BadInput, match="gives token 80"):
+        loading.check_tokens([80, 3], loading.embeddings_of(model), str(folder), "agent 'ash'")
+
+
+def test_what_to_do_depends_on_where_a_model_is_from(tmp_path):
+    package = LAB_WEIGHTS / "math" / "ada"
+    assert "reinstall toa-exp" in mends.damaged(str(package))
+    shutil.copytree(package, tmp_path / "math" / "ada")
+    assert "toa-exp lab train" in mends.damaged(str(tmp_path / "math" / "ada"))
+    assert "copy the folder again" in mends.damaged(str(tmp_path))
+    assert "hf download org/model" in mends.damaged("org/model")
+
+
+def test_the_labs_rewards_of_a_task_are_named_where_one_is_missing():
+    with pytest.raises(BadInput, match=r"weak.*reward=lab_likelihood, reward=lab_judge"):
+        loading.check_model(str(LAB_WEIGHTS / "translation" / "weak"), "reward")
+    with pytest.raises(BadInput, match=r"are reward=lab_process;"):
+        loading.check_model(str(LAB_WEIGHTS / "instructions" / "teacher"), "reward")
