@@ -1,24 +1,34 @@
 """Progress is drawn on a terminal and nowhere else."""
 
+import asyncio
 import fcntl
+import logging
 import os
 import pty
 import struct
 import subprocess
 import sys
 import termios
+from contextlib import closing
+from pathlib import Path
 
 from helpers import cli
+from tqdm import tqdm
+
+from toa_exp import progress
+from toa_exp.progress import Progress, Stage
+from toa_exp.sampler import Counts
 
 RUN = ["run", "task=simulated", "task.problems=40", "budget.samples=4"]
 
 
-def test_a_terminal_sees_rates_failures_and_time_left(tmp_path):
+def seen_on_a_terminal(columns: int, arguments: list[str], folder: Path) -> str:
+    """What a terminal of so many columns is sent; 0 is one that does not know."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "toa_exp", *RUN],
-        cwd=tmp_path,
+        [sys.executable, "-m", "toa_exp", *arguments],
+        cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=slave,
     )
@@ -33,10 +43,46 @@ def test_a_terminal_sees_rates_failures_and_time_left(tmp_path):
             break
         seen += chunk
     os.close(master)
-    assert process.wait() == 0
-    text = seen.decode()
+    assert process.wait() == 0, seen
+    return seen.decode()
+
+
+def test_a_terminal_sees_rates_failures_and_time_left(tmp_path):
+    text = seen_on_a_terminal(200, RUN, tmp_path)
     for word in ("simulated toa seed=0", "40/40", "samples/s", "tokens/s", "0 failed", "<"):
         assert word in text, text
+
+
+def test_a_terminal_that_does_not_tell_its_width_sees_a_bar_too(tmp_path):
+    assert "40/40" in seen_on_a_terminal(0, RUN, tmp_path)
+
+
+def test_the_bar_moves_before_the_first_problem_is_done(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_bar", lambda *given: tqdm(total=given[0], file=sys.stderr, ncols=150))
+    monkeypatch.setattr(progress, "_EVERY", 0.01)
+    counts = Counts()
+    bar = Progress(3, "toa", counts)
+
+    async def draw() -> None:
+        drawing = asyncio.create_task(bar.watch())
+        counts.samples = 17
+        while "17 samples" not in (seen := capsys.readouterr().err):
+            await asyncio.sleep(0.01)
+        assert "0/3" in seen
+        drawing.cancel()
+
+    asyncio.run(asyncio.wait_for(draw(), 30.0))
+    bar.close()
+
+
+def test_a_stage_elsewhere_logs_its_start_and_its_end(caplog):
+    log = logging.getLogger("toa_exp.here")
+    with caplog.at_level(logging.INFO), closing(Stage("teacher", 4, "step", log)) as stage:
+        for _ in range(4):
+            stage.advance(1, "loss 0.5")
+    first, last = caplog.messages
+    assert first == "teacher: 4 steps"
+    assert "4/4 steps" in last and "0 s left" in last and "loss 0.5" in last
 
 
 def test_elsewhere_it_is_quiet(tmp_path):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
 from toa_exp.sampler import Counts
+
+_WIDTH = 100
+_EVERY = 1.0  # seconds
 
 
 class Progress:
@@ -18,27 +24,35 @@ class Progress:
     """
 
     def __init__(self, problems: int, label: str, counts: Counts) -> None:
-        self._bar = tqdm(
-            total=problems, desc=label, unit="problem", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+        self._bar = _bar(problems, label, "problem")
         self._counts = counts
+
+    async def watch(self) -> None:
+        """Draw the bar anew all the time, since the first problem may take minutes; until cancelled."""
+        while not self._bar.disable:
+            await asyncio.sleep(_EVERY)
+            self._state()
+            self._bar.refresh()
 
     def advance(self) -> None:
         """One more problem is done or parked."""
+        self._state()
         self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+    def _state(self) -> None:
         if self._bar.disable:
             return
         counts = self._counts
         elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
         self._bar.set_postfix_str(
-            f"{counts.samples / elapsed:.0f} samples/s, {counts.tokens / elapsed:.0f} tokens/s, "
-            f"{counts.failures} failed, {counts.retries} retried",
+            f"{counts.samples} samples, {counts.samples / elapsed:.0f} samples/s, "
+            f"{counts.tokens / elapsed:.0f} tokens/s, {counts.failures} failed, {counts.retries} retried",
             refresh=False,
         )
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
 
 
 class Stage:
@@ -48,9 +62,7 @@ class Stage:
     """
 
     def __init__(self, label: str, steps: int, unit: str, log: logging.Logger, every: float = 20.0) -> None:
-        self._bar = tqdm(
-            total=steps, desc=label, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+        self._bar = _bar(steps, label, unit)
         self._label, self._steps, self._unit, self._log, self._every = label, steps, unit, log, every
         self._done, self._started = 0, time.perf_counter()
         self._said = self._started
@@ -77,6 +89,14 @@ class Stage:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
+
+
+def _bar(total: int, label: str, unit: str) -> Any:
+    shown = sys.stderr.isatty()
+    # A terminal that does not tell its width says 0, and tqdm would draw nothing.
+    known = shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    width = {"dynamic_ncols": True} if known else {"ncols": _WIDTH}
+    return tqdm(total=total, desc=label, unit=unit, disable=not shown, **width)
 
 
 class Handler(logging.Handler):

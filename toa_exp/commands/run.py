@@ -136,7 +136,11 @@ async def _carry_out(job: Job, path: Path, names: Mapping[str, str]) -> _Watch:
     label = f"{names['task']} {names['method']} {names['seed']}"
     with closing(Progress(job.problems, label, counts)) as progress:
         watch = _Watch(Curve(names["method"], job.budgets.values, pools_of(job.pools)), progress, counts)
-        await job.place.run(job, path, watch, counts)
+        drawing = asyncio.create_task(progress.watch())
+        try:
+            await job.place.run(job, path, watch, counts)
+        finally:
+            drawing.cancel()
     return watch
 
 
