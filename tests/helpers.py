@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from toa_exp.budgets import Budgets
 from toa_exp.core import Problem, Reply, Request, Search, Usage
@@ -183,6 +184,12 @@ def run(
     asyncio.run(carry_out())
     path = folder / "trajectories.jsonl"
     return path.read_text() if path.is_file() else "", seen
+
+
+def decisions(line: dict[str, Any]) -> list[object]:
+    """All of an outcome but the seconds."""
+    samples = [{key: value for key, value in s.items() if key != "seconds"} for s in line["samples"]]
+    return [line["problem"], line["budget"], line["answer"], line["metrics"], samples]
 
 
 def lines(text: str) -> list[dict[str, object]]:

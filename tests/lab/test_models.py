@@ -146,7 +146,8 @@ def test_translations_come_with_the_statistics_of_bleu() -> None:
     ("change", "message"),
     [
         ({"domain": "poetry"}, "Allowed: instructions, math, translation"),
-        ({"parts": 0}, "task.parts=0"),
+        ({"parts": 1}, "task.parts=1: give a number from 2 to 8"),
+        ({"parts": 40}, "task.parts=40: give a number from 2 to 8"),
         ({"problems": 0}, "task.problems=0"),
         ({"seed": -1}, "task.seed=-1"),
         ({"baseline": "/nowhere"}, "go together"),

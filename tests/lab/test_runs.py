@@ -1,11 +1,13 @@
 """Runs of the lab's models from the command line."""
 
 import csv
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers import cli, lines
+from helpers import cli, decisions, lines
+
+from toa_exp.labels import LAB_WEIGHTS
 
 pytestmark = pytest.mark.slow
 SMALL = ["experiment=lab", "task.problems=6", "budget.samples=[4,8]", "tracking.mode=disabled"]
@@ -51,16 +53,47 @@ def test_agents_that_take_turns_give_the_same_trajectories(tmp_path: Path) -> No
     assert "swaps took" in log.read_text()
 
 
-def decisions(line: dict[str, Any]) -> list[object]:
-    """All of an outcome but the seconds."""
-    samples = [{key: value for key, value in s.items() if key != "seconds"} for s in line["samples"]]
-    return [line["problem"], line["budget"], line["answer"], line["metrics"], samples]
-
-
 def test_another_task_is_told_what_the_labs_models_answer(tmp_path: Path) -> None:
     run = cli("run", "task=simulated", "ensemble=lab", "method=toa", cwd=tmp_path)
     assert run.returncode == 2
     assert "choose task=lab_math" in run.stderr
+
+
+def test_simulated_agents_are_not_asked_the_labs_problems(tmp_path: Path) -> None:
+    run = cli("run", "task=lab_math", "method=toa", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "ensemble=lab" in run.stderr
+
+
+def test_a_classifier_of_the_wrong_kind_is_no_reward(tmp_path: Path) -> None:
+    run = cli("run", *SMALL[1:], "task=lab_instructions", "ensemble=lab", "reward=lab_judge", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "LlamaForTokenClassification" in run.stderr and "reward=process" in run.stderr
+
+
+def test_a_judge_that_is_not_there_is_called_the_judge(tmp_path: Path) -> None:
+    shutil.copytree(LAB_WEIGHTS / "instructions", tmp_path / "mine" / "instructions")
+    shutil.rmtree(tmp_path / "mine" / "instructions" / "judge")
+    run = cli(
+        "run", *SMALL[1:], "task=lab_instructions", "ensemble=lab", "ensemble.weights=mine", cwd=tmp_path
+    )
+    assert run.returncode == 2
+    assert "task.judge" in run.stderr and "mine/instructions/judge" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "to=models", "effort=0"], "effort=0"),
+        (["train", "to=models", "effort=x"], "effort=x"),
+        (["card", "task.problems=0"], "task.problems=0"),
+        (["card", "weights=nowhere"], "nowhere/math/ada"),
+    ],
+)
+def test_bad_input_of_the_lab_is_told_once(arguments: list[str], message: str, tmp_path: Path) -> None:
+    made = cli("lab", *arguments, "task=lab_math", cwd=tmp_path)
+    assert made.returncode == 2
+    assert made.stderr.count(message) == 1 and len(made.stderr.splitlines()) == 1
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
