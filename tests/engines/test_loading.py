@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import causal_model, classifier_model
 
 from toa_exp import mends
-from toa_exp.engines import loading
+from toa_exp.engines import checkpoints, loading
 from toa_exp.errors import BadInput
 from toa_exp.labels import LAB_WEIGHTS
 
@@ -145,7 +145,7 @@ def test_models_may_be_loaded_by_several_threads_at_once(tmp_path: Path) -> None
 
 _FIRST_USES = """
 import sys, threading
-from toa_exp.engines import loading
+from toa_exp.engines import checkpoints, loading
 
 class HalfMade:
     # Lets the second thread come while the first is in the middle of importing transformers.
@@ -181,7 +181,7 @@ def test_libraries_may_first_be_used_by_several_threads_at_once(tmp_path: Path) 
 RUN_TWO_SIZES = """
 import torch
 torch.set_num_threads(3)  # as OMP_NUM_THREADS=3, which a test cannot set for itself
-from toa_exp.engines import loading
+from toa_exp.engines import checkpoints, loading
 loading.import_libraries()
 small, large = torch.nn.Linear(1000, 1000), torch.nn.Linear(2000, 1000)
 for model in (small, large, small, large):
@@ -241,10 +241,10 @@ def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path):
     with pytest.raises(
         BadInput, match=rf"agent 'ash'.*{tokenizer.vocab_size} tokens, and the model knows 80"
     ):
-        loading.check_vocabulary(tokenizer, model, str(folder), "agent 'ash'")
-    loading.check_tokens([79, 3], loading.embeddings_of(model), str(folder), "agent 'ash'")
+        checkpoints.check_vocabulary(tokenizer, model, str(folder), "agent 'ash'")
+    checkpoints.check_tokens([79, 3], checkpoints.embeddings_of(model), str(folder), "agent 'ash'")
     with pytest.raises(BadInput, match="gives token 80"):
-        loading.check_tokens([80, 3], loading.embeddings_of(model), str(folder), "agent 'ash'")
+        checkpoints.check_tokens([80, 3], checkpoints.embeddings_of(model), str(folder), "agent 'ash'")
 
 
 def test_what_to_do_depends_on_where_a_model_is_from(tmp_path):

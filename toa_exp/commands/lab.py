@@ -54,6 +54,8 @@ def _train(config: DictConfig) -> None:
     check_placement("lab", config.device, "float32")
     if config.to is None:
         raise BadInput("give to=<folder> for the models; runs use them with ensemble.weights=<folder>")
+    if Path(config.to).is_file():
+        raise BadInput(f"to={config.to} is a file; give a folder")
     domain = config.task.domain
     work = Path(config.work or Path(config.to) / "stages") / domain
     recipe = Recipe(PLANS[domain], work, config.seed, config.effort, device_of(config.device))

@@ -11,12 +11,13 @@ import gc
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toa_exp.draws import Message
+from toa_exp.engines import checkpoints
 from toa_exp.errors import BadInput, Unavailable, choose
 from toa_exp.mends import damaged, missing
 
@@ -30,15 +31,6 @@ ONE_AT_A_TIME = threading.RLock()
 # Parameters under which threads on a CPU wait for each other longer than they compute.
 _SMALL = 2_000_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-# The kinds of model that are loaded, and what runs each.
-_USES = {
-    "CausalLM": "an agent or reward=likelihood (the lab's: lab_likelihood)",
-    "SequenceClassification": "reward=classifier (the lab's: lab_judge, lab_weak)",
-    "TokenClassification": "reward=process (the lab's: lab_process)",
-}
-_KIND = re.compile(rf"For({'|'.join(_USES)})$")
-# Weights of a head of another kind of model: that of a language model may stay in a classifier's file.
-_OTHER_HEAD = re.compile(r"(score|classifier)\.")
 
 
 def check_placement(what: str, device: str, dtype: str) -> None:
@@ -173,7 +165,8 @@ def load_model(
         with ONE_AT_A_TIME, _quiet():
             kind: Any = getattr(transformers, family) if isinstance(family, str) else family
             config, _ = transformers.PreTrainedConfig.get_config_dict(_folder_or_id(model), revision=revision)
-            _check_kind(kind.__name__, config.get("architectures") or [], model, whose)
+            names = config.get("architectures") or []
+            checkpoints.check_kind(kind.__name__, names, model, whose)
             loaded, info = kind.from_pretrained(
                 _folder_or_id(model),
                 revision=revision,
@@ -183,7 +176,7 @@ def load_model(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        _check_complete(info, model, whose)
+        checkpoints.check_complete(info, model, whose)
         if dtype == "float64":  # only now: while it loads, its format is torch's default, for all threads
             loaded = loaded.double()
         return loaded.to(device).eval()
@@ -203,77 +196,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _check_kind(family: str, names: Sequence[str], model: str, whose: str) -> None:
-    """Raise BadInput for a classifier that is to be loaded as another kind of model.
-
-    A language model that is none lacks the weights of the head, which `_check_complete` tells; one
-    that says it is a language model and has them is a classifier all the same.
-    """
-    wanted = _KIND.search(family)
-    kinds = {match[1]: name for name in names if (match := _KIND.search(name))}
-    if wanted is None or not kinds or wanted[1] in kinds or "CausalLM" in kinds:
-        return
-    kind, name = next(iter(kinds.items()))
-    raise BadInput(
-        f"{whose}: {model!r} is a {name}, as its config.json says, and runs as {_USES[kind]}; here a model "
-        f"for {wanted[1]} is wanted. Choose that reward, or give a model of this kind"
-    )
-
-
-def _check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:
-    """Tensors that are missing or misshapen are drawn at random by transformers: that must not pass."""
-    mend = f"Check that it is of the kind that is wanted here; if it is, {damaged(model)}"
-    missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
-    if missing:
-        raise BadInput(
-            f"{whose}: {len(missing)} weights of {model!r} are missing, e.g. {missing[0]!r}. {mend}"
-        )
-    if misshapen:
-        name, found, expected = misshapen[0]
-        raise BadInput(
-            f"{whose}: {len(misshapen)} weights of {model!r} have another shape than its config.json says, "
-            f"e.g. {name!r} with {list(found)} instead of {list(expected)}. {mend}"
-        )
-    heads = sorted(name for name in info["unexpected_keys"] if _OTHER_HEAD.match(name))
-    if heads:
-        raise BadInput(
-            f"{whose}: {model!r} has weights of another kind of model, e.g. {heads[0]!r}. A sequence "
-            f"classifier runs as {_USES['SequenceClassification']}, a token classifier as "
-            f"{_USES['TokenClassification']}"
-        )
-
-
-def check_vocabulary(tokenizer: Any, model: Any, name: str, whose: str) -> None:
-    """Raise BadInput where a tokenizer gives tokens that the model has no embedding for.
-
-    Tokens added to it do not count, since published models have some that are never used in text.
-    """
-    rows = embeddings_of(model)
-    if tokenizer.vocab_size > rows:
-        raise BadInput(
-            f"{whose}: the tokenizer of {name!r} has {tokenizer.vocab_size} tokens, and the model knows "
-            f"{rows}; it belongs to another model. {_capital(damaged(name))}"
-        )
-
-
-def check_tokens(ids: Sequence[int], rows: int, name: str, whose: str) -> None:
-    """Raise BadInput for a token that a model of `rows` embeddings does not know."""
-    if ids and max(ids) >= rows:
-        raise BadInput(
-            f"{whose}: the tokenizer of {name!r} gives token {max(ids)}, and the model knows {rows} tokens; "
-            f"it belongs to another model. {_capital(damaged(name))}"
-        )
-
-
-def embeddings_of(model: Any) -> int:
-    """How many tokens a model knows."""
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 @contextmanager

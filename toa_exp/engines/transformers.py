@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample
-from toa_exp.engines import loading
+from toa_exp.engines import checkpoints, loading
 from toa_exp.engines.turns import Turns, check_residents
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, Permanent, Unavailable, choose
@@ -227,8 +227,8 @@ class _Lane:
         model = loading.load_model(
             "AutoModelForCausalLM", agent.model, agent.revision, loading.device_of(device), dtype, whose
         )
-        loading.check_vocabulary(self._tokenizer, model, agent.model, whose)
-        self._known = loading.embeddings_of(model)
+        checkpoints.check_vocabulary(self._tokenizer, model, agent.model, whose)
+        self._known = checkpoints.embeddings_of(model)
         self._stop = loading.stop_tokens(model.generation_config, self._tokenizer)
         self._window = loading.window_of(model.config)
         self._threads = loading.threads_for(model)
@@ -244,7 +244,7 @@ class _Lane:
         from toa_exp.engines.decoding import Row
 
         prompt = loading.token_ids(self._tokenizer, ask.draw.messages, ask.whose, reply=True)
-        loading.check_tokens(prompt, self._known, ask.agent.model, ask.whose)
+        checkpoints.check_tokens(prompt, self._known, ask.agent.model, ask.whose)
         sampling = ask.agent.sampling
         limit = int(sampling["max_tokens"])
         if self._window is not None:

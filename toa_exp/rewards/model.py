@@ -15,7 +15,7 @@ from toa_exp.core import Problem
 from toa_exp.cost import Architecture
 from toa_exp.cost import architecture as architecture_of
 from toa_exp.draws import Score
-from toa_exp.engines import loading
+from toa_exp.engines import checkpoints, loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import Model
 from toa_exp.engines.sizes import weights_of
@@ -144,7 +144,7 @@ class ModelReward:
         started = time.perf_counter()
         chats = [reader.encode(prompt, text) for prompt, text in pairs]
         for chat in chats:
-            loading.check_tokens(chat.ids, known, self._source.model, "reward")
+            checkpoints.check_tokens(chat.ids, known, self._source.model, "reward")
         fitting = [chat for chat in chats if len(chat.ids) <= window]
         try:
             rewards = iter(reader.rewards(fitting) if fitting else [])
@@ -179,7 +179,7 @@ class ModelReward:
             reader, model, tokenizer = self._load(source)
         torch.set_num_threads(loading.threads_for(model))  # of this thread, which runs no other model
         window = _window(source.max_length, model.config, tokenizer)
-        return reader, model.device, window, loading.embeddings_of(model)
+        return reader, model.device, window, checkpoints.embeddings_of(model)
 
     def _result(self, reward: float, tokens: int, seconds: float) -> Score | Permanent:
         if math.isfinite(reward):
@@ -218,7 +218,7 @@ def load(source: Source, family: str | type, *, chat: bool = True) -> tuple[Any,
     kind: str | type = next((PUBLISHED[name] for name in names if name in PUBLISHED), family)
     place = loading.device_of(source.device)
     made = loading.load_model(kind, source.model, source.revision, place, source.dtype, "reward")
-    loading.check_vocabulary(tokenizer, made, source.model, "reward")
+    checkpoints.check_vocabulary(tokenizer, made, source.model, "reward")
     return tokenizer, made
 
 
