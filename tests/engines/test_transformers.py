@@ -327,7 +327,7 @@ def test_close_ends_those_who_wait_for_their_turn(folder, tmp_path):
         running = [
             asyncio.create_task(engine.sample(draw("Hello", i, n))) for i, n in enumerate(["ash", "elm"])
         ]
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.02)
         for task in running:
             task.cancel()
         results = await asyncio.gather(*running, return_exceptions=True)

@@ -72,7 +72,8 @@ def load(folder: Path, whose: str) -> Network:
             head=config.head_dim,
             bias=config.attention_bias,
         )
-        network = Network(shape)
+        with loading.ONE_AT_A_TIME:  # who loads another model meanwhile changes torch's default format
+            network = Network(shape)
         network.load(state)
     except (RuntimeError, ValueError) as error:
         raise BadInput(
