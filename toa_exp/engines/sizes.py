@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toa_exp.cost import field_of
+from toa_exp.engines.loading import import_libraries
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, choose
 
@@ -160,6 +161,7 @@ def _indexed(path: Path) -> int | None:
 
 def _counted(config: Mapping[str, Any], whose: str) -> int:
     """Parameters of the model class that a config.json names."""
+    import_libraries()
     import torch
     from transformers import AutoConfig, AutoModel
 

@@ -158,6 +158,8 @@ class LabTask:
         import torch
 
         from toa_exp.engines import loading
+
+        loading.import_libraries()
         from toa_exp.lab.decoding import sample
         from toa_exp.lab.folders import load
         from toa_exp.lab.writer import Writer
