@@ -187,11 +187,17 @@ def _variant(line: Line, drawn: Sequence[Line]) -> tuple[str, ...]:
 
 
 def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
-    """The curves with their bands: colour and marker by method, dashes by what else differs."""
-    chosen = looks_of({line.label("method") for line in drawn})
+    """The curves with their bands: colour and marker by method, dashes by what else differs.
+
+    Where all are of one method, colour and marker are by what differs.
+    """
     variants = list(dict.fromkeys(_variant(line, drawn) for line in drawn))
-    for line in drawn:
-        colour, marker, size = chosen[line.label("method")]
+    alone = len({line.label("method") for line in drawn}) == 1 < len(variants)
+    names = [" ".join(_variant(line, drawn)) if alone else line.label("method") for line in drawn]
+    chosen = looks_of(set(names))
+    for name, line in zip(names, drawn, strict=True):
+        colour, marker, size = chosen[name]
+        dashes = "-" if alone else _DASHES[variants.index(_variant(line, drawn)) % len(_DASHES)]
         x = [point.x for point in line.points]
         lower, upper = [point.lower for point in line.points], [point.upper for point in line.points]
         axes.fill_between(x, lower, upper, color=colour, alpha=0.13, linewidth=0)
@@ -203,7 +209,7 @@ def _plot(axes: Axes, drawn: Sequence[Line]) -> None:
             label=title(line, drawn),
             color=colour,
             linewidth=1.4,
-            linestyle=_DASHES[variants.index(_variant(line, drawn)) % len(_DASHES)],
+            linestyle=dashes,
             marker=marker,
             markersize=size,
             markeredgecolor="white",
