@@ -151,6 +151,28 @@ def test_a_judge_at_an_endpoint_gives_win_rates_and_is_asked_once(tmp_path, judg
     assert [r["preference"] is None for r in written] == [False] * 3 + [True] + [False] * 2
 
 
+@pytest.mark.parametrize("decided", [0, 1])
+def test_a_judge_that_talks_nonsense_leaves_failed_judgements(tmp_path, judged_run, decided):
+    def respond(asked):
+        text = asked.body["messages"][-1]["content"]
+        token = "m" if decided and "Question 3" in text else "banana"
+        return Answer(judged(token, {token: -0.1, "The": -3.0}))
+
+    with serving(respond) as server:
+        result = cli("evaluate", judged_run, "metric=alpaca_eval", "metric.judge.model=judge",
+                     f"metric.judge.base_url={server.url}", cwd=tmp_path)  # fmt: skip
+        assert len(server.asked) == 6
+    assert result.returncode == 0, result.stderr
+    assert f"the judge decided {decided} of 6 comparisons" in result.stderr
+    (row,) = curve(judged_run)
+    assert float(row["judge_failed"]) == pytest.approx(1 - decided / 6)
+    assert float(row["judge_tokens"]) == 391  # of those that failed too
+    assert bool(row["win_rate"]) == bool(row["win_rate_lo"]) == bool(decided)
+    assert "nan" not in result.stdout
+    written = json.loads((judged_run / "annotations-1.json").read_text())
+    assert sum(annotation["preference"] is not None for annotation in written) == decided
+
+
 def test_a_judge_that_does_not_answer_ends_the_command_resumably(tmp_path, judged_run):
     with serving(lambda asked: Answer({"error": {"message": "down"}}, 400)) as server:
         result = cli("evaluate", judged_run, "metric=alpaca_eval", "metric.judge.model=judge",

@@ -79,7 +79,7 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
             await _measure(lines, problems, TaskMetrics(task=task))
         await _measure(lines, problems, metric)
         if isinstance(metric, WinRate):
-            await _annotations(_target(folder, changed, choices), lines, problems, metric)
+            _annotations(_target(folder, changed, choices), lines, problems, metric)
         pools = {**getattr(task, "pools", {}), **metric.pools} if changed else metric.pools
         measured = {choices["metric"]: dict(metric.fingerprint())}
     return _publish(folder, run, changed, choices, lines, pools, measured)
@@ -194,13 +194,13 @@ async def _measure(lines: Sequence[_Line], problems: Mapping[str, Problem], metr
         line.record["metrics"] = {**line.record["metrics"], **metrics}
 
 
-async def _annotations(
+def _annotations(
     target: Path, lines: Sequence[_Line], problems: Mapping[str, Problem], metric: WinRate
 ) -> None:
     """Write the comparisons at each budget as AlpacaEval's annotations, which `toa-exp score` takes."""
     target.mkdir(parents=True, exist_ok=True)
     for budget in dict.fromkeys(line.record["budget"] for line in lines):
-        rows = await metric.compare(_answered([l for l in lines if l.record["budget"] == budget], problems))  # noqa: E741
+        rows = metric.compared(_answered([l for l in lines if l.record["budget"] == budget], problems))  # noqa: E741
         path = target / f"annotations-{budget:g}.json"
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         log.info("comparisons at budget %g are in %s", budget, path)

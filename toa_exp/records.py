@@ -175,6 +175,8 @@ def _cell(row: Row, head: str) -> str:
         return f"{row['flops']:.3g}"
     if head in ("budget", "samples"):
         return f"{row[head]:g}"
+    if row[head] is None:
+        return "unknown"
     return f"{row[head]:.4g} [{row[f'{head}_lo']:.4g}, {row[f'{head}_hi']:.4g}]"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from toa_exp.metrics.coverage import pass_at_k
 from toa_exp.metrics.judging import Pair, WeightedJudge
 from toa_exp.scoring.files import read
 from toa_exp.tasks.base import Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class WinRate:
         self._judge = judge
         self._baseline_file = baseline
         self._outputs = None if baseline is None else _outputs(baseline)
+        self._compared: dict[tuple[str, str], dict[str, Any]] = {}
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The judge, and the baseline's file."""
@@ -143,10 +147,23 @@ class WinRate:
 
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
         """The statistics of each comparison."""
-        return [self._statistics(row) for row in await self.compare(answers)]
+        rows = await self._compare(answers)
+        undecided = sum(row["preference"] is None for row in rows)
+        if undecided:
+            log.warning(
+                "the judge decided %d of %d comparisons; the others have no verdict that could be read, and "
+                "are asked for again when the command is",
+                len(rows) - undecided,
+                len(rows),
+            )
+        self._compared |= {(row["instruction"], row["output_2"]): row for row in rows}
+        return [self._statistics(row) for row in rows]
 
-    async def compare(self, answers: Sequence[Answered]) -> list[dict[str, Any]]:
-        """The comparisons in the form of AlpacaEval's annotations."""
+    def compared(self, answers: Sequence[Answered]) -> list[dict[str, Any]]:
+        """The comparisons of measured answers in the form of AlpacaEval's annotations."""
+        return [self._compared[answered.problem.prompt, answered.text] for answered in answers]
+
+    async def _compare(self, answers: Sequence[Answered]) -> list[dict[str, Any]]:
         pairs = [Pair(a.problem.prompt, self._baseline(a.problem), a.text) for a in answers]
         judgements = await asyncio.to_thread(self._judge.judge, pairs)
         return [
