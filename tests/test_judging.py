@@ -1,5 +1,8 @@
 """AlpacaEval's judge at a scripted endpoint: nonsense is a failed judgement, and its tokens count."""
 
+import gc
+import warnings
+
 import pytest
 from fake_endpoint import Answer, completion, serving
 
@@ -7,6 +10,15 @@ from toa_exp.errors import Unavailable
 from toa_exp.metrics.judging import Pair, WeightedJudge
 
 PAIRS = [Pair(f"Question {n}?", f"baseline {n}", f"answer {n}") for n in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def connections():
+    """The package's clients, which it leaves open, end with the test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def reply(content, top, usage=(10, 1)):

@@ -130,8 +130,8 @@ class WeightedJudge:
             return ask(**arguments)
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise Unavailable(
-                f"what the endpoint of the judge {self.model} replies is no chat completion with its usage as "
-                f"OpenAI's are ({type(error).__name__}: {error})"
+                f"what the endpoint of the judge {self.model} replies is no chat completion with its usage, "
+                f"as OpenAI's are ({type(error).__name__}: {error})"
             ) from error
 
 
@@ -145,11 +145,14 @@ def _cached_annotator() -> Any:
     from alpaca_eval.annotators import PairwiseAnnotator
 
     class Cached(PairwiseAnnotator):  # type: ignore[misc]
+        df_annotations: Any
+
         def load_(self, path: Any = None) -> None:
             super().load_(path)
-            if self.df_annotations is None or _PREFERENCE not in self.df_annotations:
-                self.df_annotations = pd.DataFrame(columns=[*self.all_keys, _PREFERENCE])
-            self.df_annotations = self.df_annotations.astype({_PREFERENCE: float})
+            table = self.df_annotations
+            if table is None or _PREFERENCE not in table:
+                table = pd.DataFrame(columns=[*self.all_keys, _PREFERENCE])
+            self.df_annotations = table.astype({_PREFERENCE: float})
 
     return Cached
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,8 +32,8 @@ _HUB, _REVISION = "tatsu-lab/alpaca_eval", "2edc6fad8be6b14ea7230aabfd08188da6b8
 class Comparison:
     """One judged comparison of a model with the baseline.
 
-    `instruction` is the position in AlpacaEval's 805, lengths are in characters, and `preference` is
-    from 1 (the baseline is better) to 2 (the model is), None where the judge failed.
+    `instruction` is the position in AlpacaEval's 805 (`instruction_number`), lengths are in characters,
+    and `preference` is from 1 (the baseline is better) to 2 (the model is), None where the judge failed.
     """
 
     instruction: int
@@ -41,13 +44,29 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class LengthControlled:
-    """The rate in per cent, its standard error, its interval, and how it was made."""
+    """The rate in per cent over all `n` comparisons, its error, its interval, and how it was made."""
 
     rate: float
     standard_error: float
     interval: tuple[float, float]
+    n: int
     signature: Mapping[str, object]
     interval_by: str
+
+
+def instruction_number(instruction: str) -> int | None:
+    """The position of an instruction among AlpacaEval's 805; None where it is none of them."""
+    return _numbers().get(_digest(instruction))
+
+
+@functools.cache
+def _numbers() -> Mapping[str, int]:
+    digests = files("toa_exp.metrics").joinpath("alpaca_instructions.txt").read_text("ascii").split()
+    return {digest: number for number, digest in enumerate(digests)}
+
+
+def _digest(instruction: str) -> str:
+    return hashlib.sha256(instruction.strip().encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def reference_file(folder: Path | None) -> Path:
@@ -90,19 +109,25 @@ def length_controlled(
 ) -> LengthControlled:
     """The win rate had the model's outputs been as long as the baseline's (Dubois et al. 2024).
 
-    The difficulty of an instruction is looked up by its number, or with `by_row` by the place of the
-    row, as the package does: that is wrong where a comparison is missing. The baseline against itself
-    is 50 by construction. The interval refits the regression, at the strength of regularisation that
-    cross-validation chose, on `refits` resamples of the comparisons.
+    The difficulty of an instruction is looked up by its number, and the order of comparisons is of no
+    account; or with `by_row` by the place of the row, as the package does: that is wrong where a
+    comparison is missing. The regression is fitted on the comparisons that have a preference, and the
+    rate is the mean of what it says of all, as the package has it. The baseline against itself is 50 by
+    construction. The interval refits the regression, at the strength of regularisation that
+    cross-validation chose, on `refits` resamples of the comparisons. Raises BadInput where there are too
+    few comparisons, or lengths that do not differ, to fit it.
     """
     import numpy as np
 
+    if not by_row:
+        comparisons = sorted(comparisons, key=lambda comparison: comparison.instruction)
     glm = _package()
     made = {"formula": _GLM, "difficulty": "by_row" if by_row else "by_instruction",
-            "gamed": gamed.stem, "alpaca_eval": version("alpaca-eval"),
+            "over": "all_rows", "gamed": gamed.stem, "alpaca_eval": version("alpaca-eval"),
             "scikit-learn": version("scikit-learn")}  # fmt: skip
     if _is_baseline(comparisons):
-        return LengthControlled(50.0, 0.0, (50.0, 50.0), made, "by construction")
+        return LengthControlled(50.0, 0.0, (50.0, 50.0), len(comparisons), made, "by construction")
+    _check(comparisons)
     table = _table(comparisons, by_row, glm)
     with _reading(glm, gamed):
         train, test, weights = glm._get_featurized_data(
@@ -111,16 +136,16 @@ def length_controlled(
             regularize_to_baseline_lambda=glm.GLM_INFO[_GLM]["regularize_to_baseline_lambda"],
         )
         judged = train["preference"].notna().to_numpy()
-        train, weights = train[judged], weights[judged]
-        model = _fit(glm, train, weights, **glm.GLM_INFO[_GLM]["kwargs"])
+        model = _fit(glm, train[judged], weights[judged], **glm.GLM_INFO[_GLM]["kwargs"])
         strength = float(np.ravel(model.C_)[0])
         predicted = model.predict_proba(test)[:, 1]
-        rates = list(_refitted(glm, train, test[judged[-len(test) :]], weights, strength, refits))
+        rates = list(_refitted(glm, train, test, weights, strength, refits))
     lower, upper = interval(np.array(rates))
     return LengthControlled(
         100.0 * float(predicted.mean()),
         100.0 * float(predicted.std(ddof=1)) / len(predicted) ** 0.5,
         (float(lower), float(upper)),
+        len(comparisons),
         {**made, "C": f"{strength:.4g}"},
         f"bootstrap{LEVEL:.0%},refits={refits},seed={SEED}",
     )
@@ -176,10 +201,21 @@ def _refitted(glm: Any, train: Any, test: Any, weights: Any, strength: float, re
     fixed, fixed_weights = train[~own], weights[~own]
     compared, compared_weights = train[own], weights[own]
     for chosen in resamples(len(compared), refits):
-        again = pd.concat([fixed, compared.iloc[chosen]], ignore_index=True)
-        weighted = pd.concat([fixed_weights, compared_weights.iloc[chosen]], ignore_index=True)
+        judged = chosen[compared["preference"].notna().to_numpy()[chosen]]
+        again = pd.concat([fixed, compared.iloc[judged]], ignore_index=True)
+        weighted = pd.concat([fixed_weights, compared_weights.iloc[judged]], ignore_index=True)
         model = _fit(glm, again, weighted, n_splits=0, C=strength)
         yield 100.0 * float(model.predict_proba(test.iloc[chosen])[:, 1].mean())
+
+
+def _check(comparisons: Sequence[Comparison]) -> None:
+    if len({c.baseline_length - c.length for c in comparisons}) < 2 or all(
+        c.preference is None for c in comparisons
+    ):
+        raise BadInput(
+            "the length-controlled win rate cannot be fitted: it takes judged comparisons whose differences "
+            "of length are not all the same"
+        )
 
 
 def _is_baseline(comparisons: Sequence[Comparison]) -> bool:
