@@ -1,8 +1,10 @@
 """`toa-exp evaluate`: metrics added to stored runs, answers chosen anew, a judge asked at an endpoint."""
 
 import csv
+import gzip
 import json
 import math
+from random import Random
 
 import pytest
 from fake_endpoint import Answer, completion, serving
@@ -143,12 +145,47 @@ def test_a_judge_at_an_endpoint_gives_win_rates_and_is_asked_once(tmp_path, judg
         if m["win_rate"][0]:
             assert m["win_rate"][1] == pytest.approx(0.75) and m["judge_tokens"] == 391
     (row,) = curve(judged_run)
+    # These instructions are none of AlpacaEval's: its regression cannot be had, nor its name.
+    assert "lc_win_rate_own" in row and "lc_win_rate" not in row and "no lc_win_rate;" in result.stderr
+    assert float(row["win_rate_se"]) == pytest.approx(0.0, abs=1e-9)
     assert float(row["win_rate"]) == pytest.approx(75.0) and float(row["judge_failed"]) == pytest.approx(
         1 / 6
     )
     assert "weighted_alpaca_eval_gpt4_turbo-judge-" in (judged_run / "config.yaml").read_text()
     written = json.loads((judged_run / "annotations-1.json").read_text())
     assert [r["preference"] is None for r in written] == [False] * 3 + [True] + [False] * 2
+
+
+def test_the_win_rates_of_a_run_are_those_of_scoring_its_annotations(tmp_path, shared):
+    pytest.importorskip("alpaca_eval")
+    data = shared / "data/alpaca_eval"
+    with gzip.open(data / "instructions_and_baseline.jsonl.gz", "rt") as file:
+        rows = lines(file.read())[100:140][::-1]
+    rows = [{"instruction": r["instruction"], "output": "x" * (50 + 3 * n)} for n, r in enumerate(rows)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    result = cli("run", "task=alpaca_eval", "task.path=alpaca.json", "ensemble=simulated", "reward=simulated",
+                 "method=random", "budget.samples=[1,3]", "tracking.mode=disabled", cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (folder,) = tmp_path.glob("results/default/alpaca_eval/simulated/random/seed=0")
+
+    def respond(asked):
+        chance = Random(asked.body["messages"][-1]["content"]).uniform(0.05, 0.95)
+        return Answer(judged("m", {"m": math.log(chance), "M": math.log(1 - chance)}))
+
+    with serving(respond) as server:
+        result = cli("evaluate", folder, "metric=alpaca_eval", "metric.judge.model=judge",
+                     f"metric.judge.base_url={server.url}", f"references={data}", cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "lc_win_rate.difficulty:by_instruction" in result.stdout and "reconstruction" in result.stderr
+    for row in curve(folder):
+        annotations = folder / f"annotations-{float(row['budget']):g}.json"
+        scored = cli("score", "task=alpaca_eval", f"outputs={annotations}",
+                     "task.path=alpaca.json", f"references={data}", cwd=tmp_path)  # fmt: skip
+        found = json.loads(scored.stdout)
+        for name in ("win_rate", "win_rate_se", "lc_win_rate"):
+            assert float(row[name]) == pytest.approx(found[name]["value"], abs=1e-9)
+        assert float(row["lc_win_rate_lo"]) == pytest.approx(found["lc_win_rate"]["interval"][0], abs=3.0)
+        assert float(row["lc_win_rate_hi"]) == pytest.approx(found["lc_win_rate"]["interval"][1], abs=3.0)
 
 
 @pytest.mark.parametrize("decided", [0, 1])

@@ -77,6 +77,8 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
             for line in lines:
                 line.record["metrics"] = None if line.answer is None else {}
             await _measure(lines, problems, TaskMetrics(task=task))
+        if isinstance(metric, WinRate):
+            _forget(lines, metric)
         await _measure(lines, problems, metric)
         if isinstance(metric, WinRate):
             _annotations(_target(folder, changed, choices), lines, problems, metric)
@@ -178,7 +180,7 @@ def _choose(lines: Sequence[_Line], selection: Selection, task: Task) -> None:
 
 def _answered(lines: Sequence[_Line], problems: Mapping[str, Problem]) -> list[Answered]:
     return [
-        Answered(problems[line.record["problem"]], line.replies, line.answer)
+        Answered(problems[line.record["problem"]], line.record["budget"], line.replies, line.answer)
         for line in lines
         if line.answer is not None
     ]
@@ -192,6 +194,13 @@ async def _measure(lines: Sequence[_Line], problems: Mapping[str, Problem], metr
     with_answer = [line for line in lines if line.answer is not None]
     for line, metrics in zip(with_answer, found, strict=True):
         line.record["metrics"] = {**line.record["metrics"], **metrics}
+
+
+def _forget(lines: Sequence[_Line], metric: WinRate) -> None:
+    """Drop what was measured before under one of two names, of which the metric gives either."""
+    for line in lines:
+        for name in metric.either:
+            (line.record["metrics"] or {}).pop(name, None)
 
 
 def _annotations(
@@ -239,7 +248,11 @@ def _publish(
         file.writelines(json.dumps(line.record, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     rows = curve.rows()
     records.publish(target, partial, values, rows)
-    return records.table(rows, values, target, Counts())
+    made = [
+        f"{name}: " + "|".join(f"{key}:{value}" for key, value in records.flat(parts).items())
+        for name, parts in measured.items()
+    ]
+    return records.table(rows, values, target, Counts(), made)
 
 
 def _curve(folder: Path, values: Mapping[str, Any], lines: Sequence[_Line]) -> Curve:

@@ -14,6 +14,7 @@ from toa_exp.metrics import length_control
 from toa_exp.metrics.length_control import (
     INSTRUCTIONS,
     Comparison,
+    by_answer,
     instruction_number,
     length_controlled,
     reference_file,
@@ -21,6 +22,7 @@ from toa_exp.metrics.length_control import (
 from toa_exp.scoring.alpaca import score_annotations
 from toa_exp.scoring.files import read
 from toa_exp.scoring.preferences import from_annotations, from_table, score_preferences
+from toa_exp.stats import bootstrap_means
 
 ROWS = [
     {"instruction_id": str(n), "len_baseline": "100", "len_model": "90", "preference": p}
@@ -195,6 +197,18 @@ def pandas_annotations(comparisons):
             "annotator": "judge",
         }
     )
+
+
+def test_the_parts_of_answers_make_the_rate_and_its_interval(alpaca):
+    comparisons = from_table(read(alpaca / "preferences/claude-2.csv.gz", "outputs"))
+    refitted = length_controlled(comparisons, reference_file(alpaca))
+    values, made = by_answer(comparisons[::-1], reference_file(alpaca))
+    (mean,), (lower,), (upper,) = bootstrap_means(values[::-1].reshape(-1, 1))
+    assert mean == pytest.approx(refitted.rate, abs=1e-9)
+    assert (lower, upper) == pytest.approx(refitted.interval, abs=0.5)
+    assert made["difficulty"] == "by_instruction"
+    with pytest.raises(BadInput, match="cannot be fitted"):
+        by_answer([Comparison(n, 5, 7, 1.5) for n in range(9)], reference_file(alpaca))
 
 
 def instructions_of(alpaca):
