@@ -72,6 +72,26 @@ def test_another_selection_goes_beside_the_run(tmp_path, folder):
     )
 
 
+def test_choosing_anew_again_takes_the_runs_and_not_what_was_made_of_them(tmp_path, folder):
+    for _ in range(2):
+        result = cli("evaluate", tmp_path / "results", "selection=last", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    methods = {path.parent.parent.name for path in tmp_path.glob("results/**/curve.csv")}
+    assert methods == {"parallel", "parallel,selection=last"}
+    other = folder.parent.parent / "parallel,selection=last" / "seed=0"
+    result = cli("evaluate", other, "selection=last", cwd=tmp_path)
+    assert result.returncode == 2 and "give the folder of those" in result.stderr
+    assert cli("evaluate", tmp_path / "results", "metric=coverage", cwd=tmp_path).returncode == 0
+    assert "coverage" in curve(other)[0]
+
+
+def test_a_metric_that_the_task_does_not_have_is_refused(tmp_path, folder):
+    before = (folder / "curve.csv").read_bytes()
+    result = cli("evaluate", folder, "metric=bleu", cwd=tmp_path)
+    assert result.returncode == 2 and "has no bleu; it measures accuracy" in result.stderr
+    assert (folder / "curve.csv").read_bytes() == before
+
+
 def test_another_reward_scores_every_sample(tmp_path, folder):
     result = cli("evaluate", folder, "reward=verifier", "metric=coverage", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

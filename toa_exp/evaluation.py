@@ -37,7 +37,7 @@ from toa_exp.storage import Storage, open_existing
 from toa_exp.tasks.base import Task
 
 log = logging.getLogger(__name__)
-_CHOICES = ("selection", "reward")
+CHOICES = ("selection", "reward")
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
     data have changed.
     """
     run = _configuration(folder)
-    changed = [group for group in _CHOICES if group in choices]
+    changed = [group for group in CHOICES if group in choices]
     for group in changed:
         run[group] = config[group]
     async with AsyncExitStack() as held:
@@ -85,6 +85,11 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
         pools = {**getattr(task, "pools", {}), **metric.pools} if changed else metric.pools
         measured = {choices["metric"]: dict(metric.fingerprint())}
     return _publish(folder, run, changed, choices, lines, pools, measured)
+
+
+def derived(folder: Path) -> bool:
+    """Whether `evaluate` made the run in a folder, of the answers of another one."""
+    return "derived" in _configuration(folder).run
 
 
 def _configuration(folder: Path) -> DictConfig:
@@ -237,7 +242,7 @@ def _publish(
     if changed:
         values["run"] |= {group: choices[group] for group in changed}
         values["run"]["method"] = target.parent.name
-        values["run"] |= {"pools": {}, "measured": {}}
+        values["run"] |= {"pools": {}, "measured": {}, "derived": {g: choices[g] for g in changed}}
         material = {"before": values["run"]["configuration"], **{group: values[group] for group in changed}}
         values["run"]["configuration"] = digest(canonical(material)).hex()[:8]
     values["run"]["pools"] |= pools

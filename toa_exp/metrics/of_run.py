@@ -61,12 +61,16 @@ class RunMetric(Protocol):
 
 
 class TaskMetrics:
-    """What the run's task measures, anew: for another selection, or a judge that has changed."""
+    """What the run's task measures, anew: for another selection, or a judge that has changed.
+
+    `name` is a metric that is to be among them.
+    """
 
     needs: tuple[str, ...] = ("task",)
 
-    def __init__(self, *, task: Task) -> None:
+    def __init__(self, *, task: Task, name: str | None = None) -> None:
         self._task = task
+        self._name = name
 
     @property
     def pools(self) -> Mapping[str, str]:
@@ -78,8 +82,14 @@ class TaskMetrics:
         return self._task.fingerprint()
 
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
-        """The task's metrics of each answer."""
-        return [dict(await self._task.score(answered.problem, answered.text)) for answered in answers]
+        """The task's metrics of each answer; raises BadInput where `name` is none of them."""
+        found: list[Mapping[str, Metric]] = [
+            dict(await self._task.score(answered.problem, answered.text)) for answered in answers
+        ]
+        if self._name is not None and self._name not in found[0]:
+            measured = ", ".join(found[0]) or "nothing"
+            raise BadInput(f"the run's task has no {self._name}; it measures {measured}")
+        return found
 
     async def close(self) -> None:
         """Nothing is held; the task is closed by who made it."""
