@@ -244,7 +244,9 @@ def test_openais_judge_needs_a_key(tmp_path, judged_run, monkeypatch):
     assert result.returncode == 2 and "OPENAI_API_KEY" in result.stderr
 
 
-def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path):
+@pytest.fixture
+def arena_run(tmp_path):
+    """A run on four of Arena-Hard's kind of rows, with a baseline's answers in baseline.jsonl."""
     rows = [{"uid": f"u{n}", "category": "arena-hard-v0.1", "prompt": f"Question {n}?"} for n in range(4)]
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     baseline = [
@@ -265,7 +267,22 @@ def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     (folder,) = tmp_path.glob("results/default/arena_hard/simulated/random/seed=0")
+    return folder
 
+
+@pytest.mark.parametrize("verdict", ["banana", "[[A>B]] or [[B>A]]", ""])
+def test_an_arena_judge_that_talks_nonsense_leaves_failed_games(tmp_path, arena_run, verdict):
+    with serving(lambda _: Answer(completion(verdict, usage=(100, 5)))) as server:
+        result = cli("evaluate", arena_run, "metric=arena_hard", "metric.baseline=baseline.jsonl",
+                     "metric.agent.model=j", f"metric.engine.base_url={server.url}",
+                     "metric.engine.key_env=null", "metric.length=characters", cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (row,) = curve(arena_run)
+    assert (row["score"], row["score_lo"], row["judge_failed"]) == ("", "", "1.0")
+    assert "unknown" in result.stdout and float(row["judge_tokens"]) == 210
+
+
+def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path, arena_run):
     def compare(asked):
         """Prefer ours by much where it comes first, a little where second; no verdict on question 3."""
         text = asked.body["messages"][-1]["content"]
@@ -273,16 +290,16 @@ def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path):
         return Answer(completion("Both fine." if "Question 3" in text else f"So {label}", usage=(100, 5)))
 
     with serving(compare) as server:
-        command = ["evaluate", folder, "metric=arena_hard", "metric.baseline=baseline.jsonl",
+        command = ["evaluate", arena_run, "metric=arena_hard", "metric.baseline=baseline.jsonl",
                    "metric.agent.model=j", f"metric.engine.base_url={server.url}",
                    "metric.engine.key_env=null", "metric.length=characters"]  # fmt: skip
         for _ in range(2):
             result = cli(*command, cwd=tmp_path)
             assert result.returncode == 0, result.stderr
         assert len(server.asked) == 8  # the second time all is stored
-    metrics = [record["metrics"] for record in records(folder)]
+    metrics = [record["metrics"] for record in records(arena_run)]
     assert [m["score"] for m in metrics] == [[4.0, 4.0]] * 3 + [[0.0, 0.0]]
     assert [m["judge_failed"] for m in metrics] == [0, 0, 0, 1] and metrics[0]["judge_tokens"] == 210
-    (row,) = curve(folder)
+    (row,) = curve(arena_run)
     assert float(row["score"]) == 100.0 and float(row["style_controlled_score"]) > 99
     assert '"model":"j"' in cli("store", "stats", cwd=tmp_path).stdout.replace(" ", "")
