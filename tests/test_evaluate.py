@@ -1,8 +1,10 @@
 """`toa-exp evaluate`: metrics added to stored runs, answers chosen anew, a judge asked at an endpoint."""
 
 import csv
+import gzip
 import json
 import math
+from random import Random
 
 import pytest
 from fake_endpoint import Answer, completion, serving
@@ -68,6 +70,26 @@ def test_another_selection_goes_beside_the_run(tmp_path, folder):
         cli("compare", tmp_path / "results/default", "curve=parallel", "x=samples", cwd=tmp_path).returncode
         == 0
     )
+
+
+def test_choosing_anew_again_takes_the_runs_and_not_what_was_made_of_them(tmp_path, folder):
+    for _ in range(2):
+        result = cli("evaluate", tmp_path / "results", "selection=last", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    methods = {path.parent.parent.name for path in tmp_path.glob("results/**/curve.csv")}
+    assert methods == {"parallel", "parallel,selection=last"}
+    other = folder.parent.parent / "parallel,selection=last" / "seed=0"
+    result = cli("evaluate", other, "selection=last", cwd=tmp_path)
+    assert result.returncode == 2 and "give the folder of those" in result.stderr
+    assert cli("evaluate", tmp_path / "results", "metric=coverage", cwd=tmp_path).returncode == 0
+    assert "coverage" in curve(other)[0]
+
+
+def test_a_metric_that_the_task_does_not_have_is_refused(tmp_path, folder):
+    before = (folder / "curve.csv").read_bytes()
+    result = cli("evaluate", folder, "metric=bleu", cwd=tmp_path)
+    assert result.returncode == 2 and "has no bleu; it measures accuracy" in result.stderr
+    assert (folder / "curve.csv").read_bytes() == before
 
 
 def test_another_reward_scores_every_sample(tmp_path, folder):
@@ -143,12 +165,69 @@ def test_a_judge_at_an_endpoint_gives_win_rates_and_is_asked_once(tmp_path, judg
         if m["win_rate"][0]:
             assert m["win_rate"][1] == pytest.approx(0.75) and m["judge_tokens"] == 391
     (row,) = curve(judged_run)
+    # These instructions are none of AlpacaEval's: its regression cannot be had, nor its name.
+    assert "lc_win_rate_own" in row and "lc_win_rate" not in row and "no lc_win_rate;" in result.stderr
+    assert float(row["win_rate_se"]) == pytest.approx(0.0, abs=1e-9)
     assert float(row["win_rate"]) == pytest.approx(75.0) and float(row["judge_failed"]) == pytest.approx(
         1 / 6
     )
     assert "weighted_alpaca_eval_gpt4_turbo-judge-" in (judged_run / "config.yaml").read_text()
     written = json.loads((judged_run / "annotations-1.json").read_text())
     assert [r["preference"] is None for r in written] == [False] * 3 + [True] + [False] * 2
+
+
+def test_the_win_rates_of_a_run_are_those_of_scoring_its_annotations(tmp_path, shared):
+    pytest.importorskip("alpaca_eval")
+    data = shared / "data/alpaca_eval"
+    with gzip.open(data / "instructions_and_baseline.jsonl.gz", "rt") as file:
+        rows = lines(file.read())[100:140][::-1]
+    rows = [{"instruction": r["instruction"], "output": "x" * (50 + 3 * n)} for n, r in enumerate(rows)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    result = cli("run", "task=alpaca_eval", "task.path=alpaca.json", "ensemble=simulated", "reward=simulated",
+                 "method=random", "budget.samples=[1,3]", "tracking.mode=disabled", cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (folder,) = tmp_path.glob("results/default/alpaca_eval/simulated/random/seed=0")
+
+    def respond(asked):
+        chance = Random(asked.body["messages"][-1]["content"]).uniform(0.05, 0.95)
+        return Answer(judged("m", {"m": math.log(chance), "M": math.log(1 - chance)}))
+
+    with serving(respond) as server:
+        result = cli("evaluate", folder, "metric=alpaca_eval", "metric.judge.model=judge",
+                     f"metric.judge.base_url={server.url}", f"references={data}", cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "lc_win_rate.difficulty:by_instruction" in result.stdout and "reconstruction" in result.stderr
+    for row in curve(folder):
+        annotations = folder / f"annotations-{float(row['budget']):g}.json"
+        scored = cli("score", "task=alpaca_eval", f"outputs={annotations}",
+                     "task.path=alpaca.json", f"references={data}", cwd=tmp_path)  # fmt: skip
+        found = json.loads(scored.stdout)
+        for name in ("win_rate", "win_rate_se", "lc_win_rate"):
+            assert float(row[name]) == pytest.approx(found[name]["value"], abs=1e-9)
+        assert float(row["lc_win_rate_lo"]) == pytest.approx(found["lc_win_rate"]["interval"][0], abs=3.0)
+        assert float(row["lc_win_rate_hi"]) == pytest.approx(found["lc_win_rate"]["interval"][1], abs=3.0)
+
+
+@pytest.mark.parametrize("decided", [0, 1])
+def test_a_judge_that_talks_nonsense_leaves_failed_judgements(tmp_path, judged_run, decided):
+    def respond(asked):
+        text = asked.body["messages"][-1]["content"]
+        token = "m" if decided and "Question 3" in text else "banana"
+        return Answer(judged(token, {token: -0.1, "The": -3.0}))
+
+    with serving(respond) as server:
+        result = cli("evaluate", judged_run, "metric=alpaca_eval", "metric.judge.model=judge",
+                     f"metric.judge.base_url={server.url}", cwd=tmp_path)  # fmt: skip
+        assert len(server.asked) == 6
+    assert result.returncode == 0, result.stderr
+    assert f"the judge decided {decided} of 6 comparisons" in result.stderr
+    (row,) = curve(judged_run)
+    assert float(row["judge_failed"]) == pytest.approx(1 - decided / 6)
+    assert float(row["judge_tokens"]) == 391  # of those that failed too
+    assert bool(row["win_rate"]) == bool(row["win_rate_lo"]) == bool(decided)
+    assert "nan" not in result.stdout
+    written = json.loads((judged_run / "annotations-1.json").read_text())
+    assert sum(annotation["preference"] is not None for annotation in written) == decided
 
 
 def test_a_judge_that_does_not_answer_ends_the_command_resumably(tmp_path, judged_run):
@@ -165,7 +244,9 @@ def test_openais_judge_needs_a_key(tmp_path, judged_run, monkeypatch):
     assert result.returncode == 2 and "OPENAI_API_KEY" in result.stderr
 
 
-def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path):
+@pytest.fixture
+def arena_run(tmp_path):
+    """A run on four of Arena-Hard's kind of rows, with a baseline's answers in baseline.jsonl."""
     rows = [{"uid": f"u{n}", "category": "arena-hard-v0.1", "prompt": f"Question {n}?"} for n in range(4)]
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     baseline = [
@@ -186,7 +267,22 @@ def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     (folder,) = tmp_path.glob("results/default/arena_hard/simulated/random/seed=0")
+    return folder
 
+
+@pytest.mark.parametrize("verdict", ["banana", "[[A>B]] or [[B>A]]", ""])
+def test_an_arena_judge_that_talks_nonsense_leaves_failed_games(tmp_path, arena_run, verdict):
+    with serving(lambda _: Answer(completion(verdict, usage=(100, 5)))) as server:
+        result = cli("evaluate", arena_run, "metric=arena_hard", "metric.baseline=baseline.jsonl",
+                     "metric.agent.model=j", f"metric.engine.base_url={server.url}",
+                     "metric.engine.key_env=null", "metric.length=characters", cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (row,) = curve(arena_run)
+    assert (row["score"], row["score_lo"], row["judge_failed"]) == ("", "", "1.0")
+    assert "unknown" in result.stdout and float(row["judge_tokens"]) == 210
+
+
+def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path, arena_run):
     def compare(asked):
         """Prefer ours by much where it comes first, a little where second; no verdict on question 3."""
         text = asked.body["messages"][-1]["content"]
@@ -194,16 +290,16 @@ def test_arena_hards_judge_is_an_agent_of_the_store(tmp_path):
         return Answer(completion("Both fine." if "Question 3" in text else f"So {label}", usage=(100, 5)))
 
     with serving(compare) as server:
-        command = ["evaluate", folder, "metric=arena_hard", "metric.baseline=baseline.jsonl",
+        command = ["evaluate", arena_run, "metric=arena_hard", "metric.baseline=baseline.jsonl",
                    "metric.agent.model=j", f"metric.engine.base_url={server.url}",
                    "metric.engine.key_env=null", "metric.length=characters"]  # fmt: skip
         for _ in range(2):
             result = cli(*command, cwd=tmp_path)
             assert result.returncode == 0, result.stderr
         assert len(server.asked) == 8  # the second time all is stored
-    metrics = [record["metrics"] for record in records(folder)]
+    metrics = [record["metrics"] for record in records(arena_run)]
     assert [m["score"] for m in metrics] == [[4.0, 4.0]] * 3 + [[0.0, 0.0]]
     assert [m["judge_failed"] for m in metrics] == [0, 0, 0, 1] and metrics[0]["judge_tokens"] == 210
-    (row,) = curve(folder)
+    (row,) = curve(arena_run)
     assert float(row["score"]) == 100.0 and float(row["style_controlled_score"]) > 99
     assert '"model":"j"' in cli("store", "stats", cwd=tmp_path).stdout.replace(" ", "")

@@ -7,6 +7,7 @@ The best of n has the largest u, so it is right with probability 0.95^n - 0.3^n:
 import csv
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from helpers import cli
 from omegaconf import OmegaConf
 
 from toa_exp.errors import BadInput
-from toa_exp.gold import Gold
+from toa_exp.figures import Line
+from toa_exp.gold import Choice, Gold, Judged, SelectedByGold
+from toa_exp.overoptimisation import Panel
 from toa_exp.panels import overoptimisation
+from toa_exp.results import Run
 from toa_exp.store import Store
 
 DESIGNED = """
@@ -130,6 +134,46 @@ def test_gold_turns_down_where_the_design_says(folder: Path) -> None:
         assert (folder / f"results/designed/figures/jsonl-overoptimisation-accuracy.{ending}").is_file()
     drawn = (folder / "results/designed/figures/jsonl-overoptimisation-accuracy.svg").read_text()
     assert "gold:accuracy" in drawn and "reward:designed" in drawn
+
+
+def test_a_flat_gold_curve_is_rarely_called_over_optimised() -> None:
+    draws = random.Random(5)
+    stars = 0
+    for _ in range(80):
+        judged = [
+            Judged(
+                str(problem),
+                [
+                    Choice(2.0**k, 2.0**k, 1.0, 1.0, float(k), (float(draws.random() < 0.6),))
+                    for k in range(8)
+                ],
+                [],
+            )
+            for problem in range(60)
+        ]
+        stars += Panel("task", "flat", Line([], []), [judged], None).turn().upper < 0
+    assert stars <= 4  # 2.5 % of 80 are 2; with the best n as if it had been given they are 6
+
+
+def test_a_run_that_gold_selected_is_left_out(
+    at_work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge = Gold.judge
+
+    def refuse(self: Gold, run: Run) -> list[Judged]:
+        if run.labels["method"] == "toa":
+            raise SelectedByGold("the held-out reward is the one that the run selected by")
+        return judge(self, run)
+
+    monkeypatch.setattr(Gold, "judge", refuse)
+    panel(calibration=0)
+    assert {row["curve"] for row in rows(at_work, "accuracy")} == {"random"}
+    assert "left out, since the held-out reward" in caplog.text and "/toa" in caplog.text
+
+
+def test_kl_is_of_best_of_n_of_samples_drawn_alike(at_work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    panel(x="kl", calibration=0)
+    assert "that of toa is another one" in caplog.text
 
 
 def test_a_method_that_its_budget_shapes_is_read_at_its_budgets(at_work: Path) -> None:

@@ -90,7 +90,8 @@ class Curve:
             mean, low, high = found[name]
             row[name] = None if np.isnan(mean) else float(mean)
             if name not in COSTS:
-                row[f"{name}_lo"], row[f"{name}_hi"] = float(low), float(high)
+                known = not np.isnan(low)
+                row[f"{name}_lo"], row[f"{name}_hi"] = (float(low), float(high)) if known else (None, None)
         return row
 
 

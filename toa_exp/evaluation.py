@@ -37,7 +37,7 @@ from toa_exp.storage import Storage, open_existing
 from toa_exp.tasks.base import Task
 
 log = logging.getLogger(__name__)
-_CHOICES = ("selection", "reward")
+CHOICES = ("selection", "reward")
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
     data have changed.
     """
     run = _configuration(folder)
-    changed = [group for group in _CHOICES if group in choices]
+    changed = [group for group in CHOICES if group in choices]
     for group in changed:
         run[group] = config[group]
     async with AsyncExitStack() as held:
@@ -77,12 +77,19 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
             for line in lines:
                 line.record["metrics"] = None if line.answer is None else {}
             await _measure(lines, problems, TaskMetrics(task=task))
+        if isinstance(metric, WinRate):
+            _forget(lines, metric)
         await _measure(lines, problems, metric)
         if isinstance(metric, WinRate):
-            await _annotations(_target(folder, changed, choices), lines, problems, metric)
+            _annotations(_target(folder, changed, choices), lines, problems, metric)
         pools = {**getattr(task, "pools", {}), **metric.pools} if changed else metric.pools
         measured = {choices["metric"]: dict(metric.fingerprint())}
     return _publish(folder, run, changed, choices, lines, pools, measured)
+
+
+def derived(folder: Path) -> bool:
+    """Whether `evaluate` made the run in a folder, of the answers of another one."""
+    return "derived" in _configuration(folder).run
 
 
 def _configuration(folder: Path) -> DictConfig:
@@ -178,7 +185,7 @@ def _choose(lines: Sequence[_Line], selection: Selection, task: Task) -> None:
 
 def _answered(lines: Sequence[_Line], problems: Mapping[str, Problem]) -> list[Answered]:
     return [
-        Answered(problems[line.record["problem"]], line.replies, line.answer)
+        Answered(problems[line.record["problem"]], line.record["budget"], line.replies, line.answer)
         for line in lines
         if line.answer is not None
     ]
@@ -194,13 +201,20 @@ async def _measure(lines: Sequence[_Line], problems: Mapping[str, Problem], metr
         line.record["metrics"] = {**line.record["metrics"], **metrics}
 
 
-async def _annotations(
+def _forget(lines: Sequence[_Line], metric: WinRate) -> None:
+    """Drop what was measured before under one of two names, of which the metric gives either."""
+    for line in lines:
+        for name in metric.either:
+            (line.record["metrics"] or {}).pop(name, None)
+
+
+def _annotations(
     target: Path, lines: Sequence[_Line], problems: Mapping[str, Problem], metric: WinRate
 ) -> None:
     """Write the comparisons at each budget as AlpacaEval's annotations, which `toa-exp score` takes."""
     target.mkdir(parents=True, exist_ok=True)
     for budget in dict.fromkeys(line.record["budget"] for line in lines):
-        rows = await metric.compare(_answered([l for l in lines if l.record["budget"] == budget], problems))  # noqa: E741
+        rows = metric.compared(_answered([l for l in lines if l.record["budget"] == budget], problems))  # noqa: E741
         path = target / f"annotations-{budget:g}.json"
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         log.info("comparisons at budget %g are in %s", budget, path)
@@ -228,7 +242,7 @@ def _publish(
     if changed:
         values["run"] |= {group: choices[group] for group in changed}
         values["run"]["method"] = target.parent.name
-        values["run"] |= {"pools": {}, "measured": {}}
+        values["run"] |= {"pools": {}, "measured": {}, "derived": {g: choices[g] for g in changed}}
         material = {"before": values["run"]["configuration"], **{group: values[group] for group in changed}}
         values["run"]["configuration"] = digest(canonical(material)).hex()[:8]
     values["run"]["pools"] |= pools
@@ -239,7 +253,11 @@ def _publish(
         file.writelines(json.dumps(line.record, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     rows = curve.rows()
     records.publish(target, partial, values, rows)
-    return records.table(rows, values, target, Counts())
+    made = [
+        f"{name}: " + "|".join(f"{key}:{value}" for key, value in records.flat(parts).items())
+        for name, parts in measured.items()
+    ]
+    return records.table(rows, values, target, Counts(), made)
 
 
 def _curve(folder: Path, values: Mapping[str, Any], lines: Sequence[_Line]) -> Curve:

@@ -113,7 +113,9 @@ class Gold:
         merged = OmegaConf.create({**around, "held_out": node})
         resolved: Any = OmegaConf.to_container(merged.held_out, resolve=True)
         if resolved == OmegaConf.to_container(config.reward):
-            raise BadInput("the held-out reward is the one that the run selected by; choose another one")
+            raise SelectedByGold(
+                "the held-out reward is the one that the run selected by; choose another one"
+            )
         reward: Reward = build(OmegaConf.create(resolved), "held_out", task=task)
         held.push_async_callback(reward.close)
         scorer = Scorer(reward, store, Patience(self._retries, self._backoff, lambda: None))
@@ -122,6 +124,10 @@ class Gold:
             return ((await scorer(problem, text)).reward,)
 
         return score
+
+
+class SelectedByGold(BadInput):
+    """The held-out reward is the one that a run selected by."""
 
 
 Measure = Callable[[Problem, str], Awaitable[Value]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toa_exp.figures import lines, looks_of, save, signature, title
-from toa_exp.gold import Gold
+from toa_exp.gold import Gold, SelectedByGold
 from toa_exp.overoptimisation import Bin, Panel, Point, Turn, check, write
 from toa_exp.results import Run, find_tasks
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
+_DRAWN_ALIKE = {"random", "parallel"}
 _X_TITLES = {
     "samples": "Samples per problem",
     "tokens": "Tokens per problem",
@@ -38,6 +41,8 @@ def overoptimisation(
     turns, files = [], []
     for task, runs in tasks.items():
         panels = _panels(task, runs, gold, name)
+        if x == "kl":
+            _warn_of_kl(panels)
         points = [panel.points(x) for panel in panels]
         calibration = [panel.calibration(bins) for panel in panels]
         found = [panel.turn() for panel in panels]
@@ -68,10 +73,34 @@ def overoptimisation(
 def _panels(task: str, runs: Sequence[Run], gold: Gold, name: str) -> list[Panel]:
     drawn = lines(runs, "samples", "best_reward")
     pools = runs[0].pools
-    return [
-        Panel(task, title(line, drawn), line, [gold.judge(run) for run in line.runs], pools.get(name))
-        for line in drawn
+    panels, refused = [], None
+    for line in drawn:
+        try:
+            judged = [gold.judge(run) for run in line.runs]
+        except SelectedByGold as error:
+            log.warning("left out, since %s: %s", error, line.runs[0].folder.parent)
+            refused = error
+            continue
+        panels.append(Panel(task, title(line, drawn), line, judged, pools.get(name)))
+    if refused is not None and not panels:
+        raise refused
+    return panels
+
+
+def _warn_of_kl(panels: Sequence[Panel]) -> None:
+    """Say which curves are not best-of-n of samples that are drawn alike, whose KL is not what x says."""
+    others = [
+        panel.curve
+        for panel in panels
+        if panel.line.label("method").partition(",")[0] not in _DRAWN_ALIKE
+        or panel.line.label("selection") != "best_reward"
     ]
+    if others:
+        log.warning(
+            "x=kl is log n - (n - 1) / n, the divergence of best-of-n of samples drawn alike; that of "
+            "%s is another one and unknown, and is drawn as if it were",
+            ", ".join(others),
+        )
 
 
 def _fill(

@@ -75,7 +75,7 @@ def record(
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     values = {str(key): value for key, value in resolved.items()}
-    material = {key: value for key, value in _flat(values).items() if _decides(key) and key != "seed"}
+    material = {key: value for key, value in flat(values).items() if _decides(key) and key != "seed"}
     engines = [choice for group, choice in choices.items() if group.partition("@engines.")[0] == "engine"]
     run = {
         "version": __version__,
@@ -108,7 +108,7 @@ def warn_of_changes(folder: Path, values: Mapping[str, Any]) -> None:
     before: Any = OmegaConf.to_container(OmegaConf.load(path))
     changes = [
         f"{key} {old!r} -> {new!r}"
-        for key, (old, new) in _differences(_flat(before), _flat(values)).items()
+        for key, (old, new) in _differences(flat(before), flat(values)).items()
         if _decides(key) and key != "run.configuration"
     ]
     if changes:
@@ -175,6 +175,8 @@ def _cell(row: Row, head: str) -> str:
         return f"{row['flops']:.3g}"
     if head in ("budget", "samples"):
         return f"{row[head]:g}"
+    if row[head] is None:
+        return "unknown"
     return f"{row[head]:.4g} [{row[f'{head}_lo']:.4g}, {row[f'{head}_hi']:.4g}]"
 
 
@@ -188,12 +190,13 @@ def _decides(key: str) -> bool:
     return group not in _IMMATERIAL and not reach
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
-    return flat
+        found.update(flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return found
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

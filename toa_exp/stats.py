@@ -56,9 +56,14 @@ def bootstrap_means(
 def bootstrap(
     rows: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], float]
 ) -> tuple[float, float, float]:
-    """A statistic of `rows` (problems x columns) with its percentile interval: value, lower, upper."""
+    """A statistic of `rows` (problems x columns) with its percentile interval: value, lower, upper.
+
+    Resamples that the statistic is not defined on (NaN: no row of them was judged) are left out; all are
+    NaN where there is no other.
+    """
     import numpy as np
 
     estimates = np.array([statistic(rows[chosen]) for chosen in resamples(len(rows))])
-    lower, upper = interval(estimates)
+    defined = estimates[~np.isnan(estimates)]
+    lower, upper = interval(defined) if len(defined) else (np.nan, np.nan)
     return statistic(rows), float(lower), float(upper)

@@ -64,7 +64,36 @@ def test_the_last_stated_score_is_read_and_the_judge_is_shown_problem_and_answer
     assert all(asked.body["temperature"] == 0.0 and "logprobs" not in asked.body for asked in endpoint.asked)
 
 
-@pytest.mark.parametrize("reply", ["", "It is fine.", "Score: eleven", "Score: 11", "Score: -1", "\0 Score"])
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("Score (1-10): 8", 8.0),
+        ("Score: 8\nTo score 10 it would need a proof.", 8.0),
+        ("Score: 8. To score 10 it would need a proof.", 8.0),
+        ("- **Score**: 7/10", 7.0),
+        ("Score: 3\nNo: it is better.\n__Score:__ **6.5**", 6.5),
+    ],
+)
+def test_a_score_is_what_a_line_says(reply: str, score: float):
+    with serving(lambda _: Answer(completion(reply))) as endpoint:
+        [found] = scores(at(endpoint.url), ["two"])
+    assert found.reward == score
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Score: 1-10",
+        "Score: 1 to 10",
+        "On a scale to score 10",
+        "",
+        "It is fine.",
+        "Score: eleven",
+        "Score: 11",
+        "Score: -1",
+        "\0 Score",
+    ],
+)
 def test_a_reply_without_a_score_is_asked_for_again_and_then_no_score(reply: str):
     with serving(lambda _: Answer(completion(reply))) as endpoint:
         [error] = scores(at(endpoint.url, attempts=2), ["two"])

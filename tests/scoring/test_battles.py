@@ -62,9 +62,9 @@ def test_verdicts_of_many_judgments(arena):
     assert score.value == pytest.approx(expected["closed_form_winrate_percent"], abs=1e-6)
     assert [round(bound - score.value, 2) for bound in score.interval] == result["95_CI"]
     assert (score.n, score.failed) == (expected["n_battles_after_weighting"], result["invalid_scores"])
-    # arena-hard-auto's own form has the baseline first in the first game.
+    # arena-hard-auto's own form has the baseline first in the first game; that of v0.1 has question_id.
     games = [
-        {"uid": str(n), "games": [{"score": b}, {"score": a}]}
+        {"question_id": str(n), "games": [{"score": b}, {"score": a}]}
         for n, (a, b) in enumerate(expected["verdicts"])
     ]
     assert score_judgments(games).measures["score"].value == pytest.approx(score.value)
@@ -94,7 +94,12 @@ def test_a_model_that_wins_all_is_rated_infinitely():
 
 @pytest.mark.parametrize(
     "row, said",
-    [({"winner": "me"}, "winner"), ({"model_a": "y"}, "two models"), ({"model_b": None}, "two models")],
+    [
+        ({"winner": "me"}, "winner"),
+        ({"winner": ["model_a"]}, "winner"),
+        ({"model_a": "y"}, "two models"),
+        ({"model_b": None}, "two models"),
+    ],
 )
 def test_bad_battles_are_refused(row, said):
     rows = [{"model_a": "x", "model_b": "y", "winner": "tie"}]
@@ -110,3 +115,48 @@ def test_nonsense_judgments_are_counted_or_refused():
     assert score_judgments(rows).measures["score"].failed == 5
     with pytest.raises(BadInput, match="two games"):
         score_judgments([{"uid": "1", "games": []}])
+
+
+def both(games):
+    return {"uid": str(games), "games": [None if one is None else {"score": one} for one in games]}
+
+
+def test_games_are_counted_as_arena_hard_auto_counts_them():
+    rows = [both(["A<B", "B<A"]) | {"uid": str(n)} for n in range(4)]
+    rows += [both(["A>>B", "B>>A"]), both(["B=A", "A<<B"]), both([None, "A>>B"]), both(["C", "A>B"])]
+    scored = score_judgments(rows)
+    score = scored.measures["score"]
+    # Eight battles won, six lost, one tied and three lost; a row with a null counts for neither of its games.
+    assert score.value == pytest.approx(100 * 8.5 / 18, abs=1e-6)
+    assert (score.n, score.failed) == (18, 4) and "verdicts:arena-hard-auto" in score.signature
+    assert [row["failed"] for row in scored.rows] == [None] * 6 + ["no verdict"] * 2
+
+
+def test_what_no_battles_compare_is_refused():
+    rows = [{"model_a": "x", "model_b": "y", "winner": "model_a"}] * 6
+    rows += [{"model_a": "gpt-4-0314", "model_b": "z", "winner": "tie"}] * 6
+    with pytest.raises(BadInput, match="no battles lead from 'x' to the baseline 'gpt-4-0314'"):
+        score_battles(rows, system="x", baseline=None)
+    assert score_battles(rows, system="z", baseline=None).measures["score"].value == pytest.approx(50.0)
+
+
+def test_a_resample_that_links_no_battles_is_left_out_of_the_interval():
+    # One battle of four links x to the baseline, by way of y: many resamples have it not.
+    rows = [{"model_a": "x", "model_b": "y", "winner": "model_a"}] * 3
+    rows += [{"model_a": "y", "model_b": "base", "winner": "model_a"}]
+    measures = score_battles(rows, system="x", baseline="base").measures
+    assert measures["elo"].interval == (10000.0, 10000.0) and measures["score"].interval == (100.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"uid": "1", "games": ["A>B", "B>A"]}],
+        [{"uid": "1", "games": [{"score": ["A>B"]}, {"score": "B>A"}]}],
+        [{"uid": "1", "games": [{"verdict": "A>B"}, {"score": "B>A"}]}],
+        [{"uid": "1", "games": "A>B"}],
+    ],
+)
+def test_malformed_games_are_refused(rows):
+    with pytest.raises(BadInput, match="judgment '1'"):
+        score_judgments(rows)

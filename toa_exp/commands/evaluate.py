@@ -20,21 +20,32 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from toa_exp.app import launch, positional
-from toa_exp.evaluation import evaluate
+from toa_exp.errors import BadInput
+from toa_exp.evaluation import CHOICES, derived, evaluate
 from toa_exp.results import find_runs
 
-_OF_THE_TASK = {f"metric={name}" for name in ("accuracy", "bleu", "chrf")}
+_OF_THE_TASK = {
+    f"metric={name}": ["metric=task", f"metric.name={name}"] for name in ("accuracy", "bleu", "chrf")
+}
 
 
 def main(arguments: list[str]) -> int:
     """The command's exit status."""
-    named = ["metric=task" if argument in _OF_THE_TASK else argument for argument in arguments]
+    named = [part for argument in arguments for part in _OF_THE_TASK.get(argument, [argument])]
     return launch(_evaluate, "evaluate", positional(named, "folder"), "evaluate")
 
 
 def _evaluate(config: DictConfig) -> None:
     choices = {str(k): v for k, v in HydraConfig.get().runtime.choices.items() if v is not None}
-    for run in find_runs(Path(config.folder)):
+    runs = find_runs(Path(config.folder))
+    if any(group in choices for group in CHOICES):
+        runs = [run for run in runs if not derived(run.folder)]
+        if not runs:
+            raise BadInput(
+                f"the runs below {config.folder} were themselves made by `toa-exp evaluate`; give the folder "
+                f"of those that they were made of"
+            )
+    for run in runs:
         with contextlib.redirect_stdout(sys.stderr):  # libraries print on it
             text = asyncio.run(evaluate(run.folder, config, choices))
         print(text)

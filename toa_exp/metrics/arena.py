@@ -18,6 +18,8 @@ WEIGHT = 3  # of a verdict that one answer is much better
 _LABEL = re.compile(r"\[\[([AB<>=]+)\]\]")
 _WINS = {"A>>B": (1.0, WEIGHT), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, WEIGHT)}
 """What a verdict gives the first answer, and how many battles it counts as; others are invalid."""
+_REVERSED = {"B<<A": "A>>B", "B<A": "A>B", "B=A": "A=B", "A<B": "B>A", "A<<B": "B>>A"}
+"""What arena-hard-auto's show_result.py also reads."""
 _SCALE = 400.0
 _ANCHOR = 1000.0
 
@@ -37,9 +39,18 @@ def verdict(text: str) -> str | None:
     return labels.pop() if len(labels) == 1 else None
 
 
+def games(labels: Sequence[str | None]) -> list[str | None]:
+    """The verdicts of both games of a question as arena-hard-auto counts them.
+
+    A<B is as good as B>A, and where one of them has no verdict neither counts.
+    """
+    found = [_REVERSED.get(label, label) if label is not None else None for label in labels]
+    return found if all(label in _WINS for label in found) else [None] * len(found)
+
+
 def battles_of(label: str | None, first: str, second: str) -> list[Battle]:
     """The battles that a verdict counts as; none where it is not valid (Li et al. 2024, v0.1)."""
-    if label not in _WINS:
+    if label is None or label not in _WINS:
         return []
     won, times = _WINS[label]
     return [Battle(first, second, won)] * times
@@ -68,6 +79,20 @@ def ratings(battles: Sequence[Battle], anchor: str) -> dict[str, float]:
     return {name: float(_ANCHOR + _SCALE / np.log(10.0) * strengths[place[name]]) for name in names}
 
 
+def linked(battles: Sequence[Battle], first: str, second: str) -> bool:
+    """Whether battles lead from one model to the other: else nothing says how they compare."""
+    met: dict[str, set[str]] = {}
+    for battle in battles:
+        met.setdefault(battle.first, set()).add(battle.second)
+        met.setdefault(battle.second, set()).add(battle.first)
+    reached, ahead = {first}, [first]
+    while ahead:
+        new = met.get(ahead.pop(), set()) - reached
+        reached |= new
+        ahead += new
+    return second in reached
+
+
 def win_rate(rating: float) -> float:
     """How often a model of this rating beats the anchor, in per cent."""
     import numpy as np
@@ -81,7 +106,8 @@ def interval(
 ) -> tuple[float, float]:
     """The 2.5th and 97.5th percentile over resampled battles, by Arena-Hard's own resampling.
 
-    What is infinite counts as 10,000.
+    What is infinite counts as 10,000. Resamples that the statistic is not defined on (NaN) are left
+    out; both bounds are NaN where there is no other.
     """
     import numpy as np
 
@@ -90,7 +116,10 @@ def interval(
     for _ in range(ROUNDS):
         chosen = generator.choice(len(battles), size=len(battles), replace=True)
         found.append(statistic([battles[place] for place in chosen]))
-    lower, upper = np.percentile(np.clip(found, -1e4, 1e4), [2.5, 97.5])
+    defined = [value for value in found if not np.isnan(value)]
+    if not defined:
+        return float("nan"), float("nan")
+    lower, upper = np.percentile(np.clip(defined, -1e4, 1e4), [2.5, 97.5])
     return float(lower), float(upper)
 
 

@@ -11,10 +11,10 @@ from toa_exp.core import Problem, Request
 from toa_exp.draws import Draw, Message, canonical, digest, draw_key
 from toa_exp.engines.base import Engine
 from toa_exp.errors import BadInput
-from toa_exp.metrics.arena import battles_of, verdict
+from toa_exp.metrics.arena import battles_of, games, verdict
 from toa_exp.metrics.base import Metric
 from toa_exp.metrics.of_run import Answered
-from toa_exp.metrics.style import difference, style
+from toa_exp.metrics.style import STYLE, difference, style
 from toa_exp.sampler import Sampler
 from toa_exp.tasks.questions import field
 from toa_exp.tasks.source import rows
@@ -28,11 +28,11 @@ class ArenaHard:
 
     The judge is an agent: its judgements are draws in the store, made once and counted there. `prompt`
     are its messages, with {question}, {first} and {second}; it states a verdict from [[A>>B]] to
-    [[B>>A]], and much better counts three battles. The baseline's answers come from the file
-    `baseline`, else from `hub`. `score` is over the valid verdicts, `judge_failed` the share of games
-    without one, and `judge_tokens` what the two games of an answer took, which is no part of the run's
-    cost. `style_controlled_score` is at the mean difference of style, with the `length` of answers in
-    tokens or characters.
+    [[B>>A]], and much better counts three battles; where one of the two games has no verdict, neither
+    counts. The baseline's answers come from the file `baseline`, else from `hub`. `score` is over the
+    games that count, `judge_failed` the share of the others, and `judge_tokens` what the two games of an
+    answer took, which is no part of the run's cost. `style_controlled_score` is the rate at no
+    difference of style, with the `length` of answers in tokens or characters.
     """
 
     needs: tuple[str, ...] = ("sampler",)
@@ -59,10 +59,16 @@ class ArenaHard:
         self._baseline = _answers(baseline, dict(hub) if hub else None)
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """The judge, its prompt, and the baseline's file."""
+        """The judge, its prompt, the baseline's file, and how style is controlled for."""
         judge = self._engine.agents["judge"].fingerprint()
         prompt = digest(canonical(list(self._prompt))).hex()[:8]
-        return {"judge": judge, "prompt": prompt, "baseline": self._file, "length": self._length}
+        return {
+            "judge": judge,
+            "prompt": prompt,
+            "baseline": self._file,
+            "length": self._length,
+            "style": STYLE,
+        }
 
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
         """The statistics of both games of each answer."""
@@ -78,9 +84,9 @@ class ArenaHard:
                 f"the baseline has no answer to problem {problem.id!r}; give metric.baseline=<file>"
             )
         other = self._baseline[problem.id]
-        games = [(text, other), (other, text)]
-        samples = await gather_all([self._sample(problem, *game) for game in games])
-        labels = [None if sample.failure else verdict(sample.text) for sample in samples]
+        orders = [(text, other), (other, text)]
+        samples = await gather_all([self._sample(problem, *order) for order in orders])
+        labels = games([None if sample.failure else verdict(sample.text) for sample in samples])
         won = [battle.won for battle in battles_of(labels[0], "answer", "baseline")]
         won += [1.0 - battle.won for battle in battles_of(labels[1], "baseline", "answer")]
         valid = [bool(battles_of(label, "", "")) for label in labels]

@@ -8,16 +8,18 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from toa_exp.errors import BadInput, Unavailable, choose, missing_extra
 
 log = logging.getLogger(__name__)
 _CHUNK = 64  # comparisons between two writes of the cache
+_PREFERENCE = "preference"
 _COST = ("preference_raw_completion", "preference_time_per_example")
 
 
@@ -88,7 +90,8 @@ class WeightedJudge:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pandas' and pkg_resources', of how the package uses them
-            annotator = self._annotator()
+            failed: list[Mapping[str, Any]] = []
+            annotator = self._annotator(failed)
             rows = [
                 {"instruction": p.instruction, "output_1": p.baseline, "output_2": p.output} for p in pairs
             ]
@@ -98,26 +101,71 @@ class WeightedJudge:
                 raise Unavailable(
                     f"the judge {self.model} does not answer: {type(error).__name__}: {error}"
                 ) from error
-        by_pair = {(row["instruction"], row["output_1"], row["output_2"]): row for row in found}
-        return [_judgement(by_pair.get((p.instruction, p.baseline, p.output), {})) for p in pairs]
+        by_pair = {_pair(row): row for row in failed}
+        by_pair |= {_pair(row): row for row in found if _number(row.get(_PREFERENCE)) is not None}
+        return [
+            _judgement(by_pair.get((p.instruction, frozenset((p.baseline, p.output))), {})) for p in pairs
+        ]
 
-    def _annotator(self) -> Any:
-        import pandas as pd
-        from alpaca_eval.annotators import PairwiseAnnotator
+    def _annotator(self, failed: list[Mapping[str, Any]]) -> Any:
+        """The package's annotator, which adds to `failed` the comparisons that it got no preference for."""
         from omegaconf import OmegaConf
 
         self._folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create({self.name: self._settings}), self._folder / "configs.yaml")
         level = logging.getLogger().level
-        made = PairwiseAnnotator(
+        made = _cached_annotator()(
             annotators_config=self._folder.resolve(),
             caching_path=self._folder / "judgements.json",
             is_store_missing_annotations=False,
         )
         logging.getLogger().setLevel(level)
-        if made.df_annotations is None:  # which the package takes for a table when failures are not kept
-            made.df_annotations = pd.DataFrame(columns=[*made.all_keys, made.annotation_key])
+        for single in made.annotators.values():
+            single.fn_completions = partial(self._asked, single.fn_completions)
+            single._postprocess = partial(_postprocessed, single._postprocess, failed)
         return made
+
+    def _asked(self, ask: Callable[..., Any], **arguments: Any) -> Any:
+        try:
+            return ask(**arguments)
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Unavailable(
+                f"what the endpoint of the judge {self.model} replies is no chat completion with its usage, "
+                f"as OpenAI's are ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _cached_annotator() -> Any:
+    """The package's annotator with a table of preferences, whatever its cache holds.
+
+    The package takes None for a table, an empty file for one without columns, and whole numbers for
+    integers, which then take no draw.
+    """
+    import pandas as pd
+    from alpaca_eval.annotators import PairwiseAnnotator
+
+    class Cached(PairwiseAnnotator):  # type: ignore[misc]
+        df_annotations: Any
+
+        def load_(self, path: Any = None) -> None:
+            super().load_(path)
+            table = self.df_annotations
+            if table is None or _PREFERENCE not in table:
+                table = pd.DataFrame(columns=[*self.all_keys, _PREFERENCE])
+            self.df_annotations = table.astype({_PREFERENCE: float})
+
+    return Cached
+
+
+def _postprocessed(postprocess: Callable[[Any], Any], failed: list[Mapping[str, Any]], table: Any) -> Any:
+    """Note the rows without a preference, which the package drops together with what they took."""
+    failed += table[table[_PREFERENCE].isna()].to_dict("records")
+    return postprocess(table)
+
+
+def _pair(row: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
+    """What tells a comparison; its outputs may have been switched."""
+    return row["instruction"], frozenset((row["output_1"], row["output_2"]))
 
 
 def _settings(annotator: str, model: str) -> dict[str, Any]:
@@ -139,9 +187,12 @@ def _settings(annotator: str, model: str) -> dict[str, Any]:
 
 
 def _judgement(row: Mapping[str, Any]) -> Judgement:
-    preference = row.get("preference")
-    judged = isinstance(preference, int | float) and not math.isnan(preference)
     raw, seconds = (row.get(name) for name in _COST)
     tokens = raw.get("total_tokens", 0.0) if isinstance(raw, dict) else 0.0
-    took = seconds if isinstance(seconds, int | float) and not math.isnan(seconds) else 0.0
-    return Judgement(float(preference) if judged else None, float(tokens), float(took))  # type: ignore[arg-type]
+    return Judgement(_number(row.get(_PREFERENCE)), float(tokens), _number(seconds) or 0.0)
+
+
+def _number(value: object) -> float | None:
+    """A number that is one; pandas has NaN, None and its own integers."""
+    found = float(value) if isinstance(value, SupportsFloat) else math.nan
+    return None if math.isnan(found) else found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,12 @@ from toa_exp.errors import BadInput
 from toa_exp.metrics.base import Metric
 from toa_exp.metrics.coverage import pass_at_k
 from toa_exp.metrics.judging import Pair, WeightedJudge
+from toa_exp.metrics.length_control import Comparison, by_answer, instruction_number, reference_file
 from toa_exp.scoring.files import read
 from toa_exp.tasks.base import Task
+
+log = logging.getLogger(__name__)
+_POOLED = "toa_exp.metrics.pooled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,7 @@ class Answered:
     """A problem at one budget: its samples, and the index of the one that is the answer."""
 
     problem: Problem
+    budget: float
     replies: Sequence[Reply]
     answer: int
 
@@ -55,12 +61,16 @@ class RunMetric(Protocol):
 
 
 class TaskMetrics:
-    """What the run's task measures, anew: for another selection, or a judge that has changed."""
+    """What the run's task measures, anew: for another selection, or a judge that has changed.
+
+    `name` is a metric that is to be among them.
+    """
 
     needs: tuple[str, ...] = ("task",)
 
-    def __init__(self, *, task: Task) -> None:
+    def __init__(self, *, task: Task, name: str | None = None) -> None:
         self._task = task
+        self._name = name
 
     @property
     def pools(self) -> Mapping[str, str]:
@@ -72,8 +82,14 @@ class TaskMetrics:
         return self._task.fingerprint()
 
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
-        """The task's metrics of each answer."""
-        return [dict(await self._task.score(answered.problem, answered.text)) for answered in answers]
+        """The task's metrics of each answer; raises BadInput where `name` is none of them."""
+        found: list[Mapping[str, Metric]] = [
+            dict(await self._task.score(answered.problem, answered.text)) for answered in answers
+        ]
+        if self._name is not None and self._name not in found[0]:
+            measured = ", ".join(found[0]) or "nothing"
+            raise BadInput(f"the run's task has no {self._name}; it measures {measured}")
+        return found
 
     async def close(self) -> None:
         """Nothing is held; the task is closed by who made it."""
@@ -120,33 +136,98 @@ class WinRate:
     """The rate in per cent at which a judge prefers answers to a baseline's.
 
     The baseline is that of AlpacaEval's own file, or the `output` by `instruction` of the file
-    `baseline`. `win_rate` is over the comparisons that the judge decided, `judge_failed` the share of
-    the others, and `judge_tokens` what a comparison took: it is no part of the run's cost.
-    `lc_win_rate` controls for length by the answers of this run alone; for AlpacaEval's own
-    regression score the annotations that are written beside the run.
+    `baseline`. `win_rate` and its standard error, `win_rate_se`, are over the comparisons that the judge
+    decided, `judge_failed` is the share of the others, and `judge_tokens` what a comparison took: it is
+    no part of the run's cost. `lc_win_rate` is that of AlpacaEval's regression, as `toa-exp score` has
+    it, whose files are in the folder `references` or on the hub. Where they are out of reach, or
+    instructions are not AlpacaEval's, there is `lc_win_rate_own` instead, which controls for length by
+    the answers of this run alone: the two are not comparable.
     """
 
     needs: tuple[str, ...] = ("judge",)
-    pools: Mapping[str, str] = {
-        "win_rate": "toa_exp.metrics.pooled.judged_win_rate",
-        "lc_win_rate": "toa_exp.metrics.pooled.lc_win_rate_of_judged",
-    }
+    either = ("lc_win_rate", "lc_win_rate_own")
 
-    def __init__(self, *, judge: WeightedJudge, baseline: str | None = None) -> None:
+    def __init__(
+        self, *, judge: WeightedJudge, baseline: str | None = None, references: str | None = None
+    ) -> None:
         self._judge = judge
         self._baseline_file = baseline
         self._outputs = None if baseline is None else _outputs(baseline)
+        self._references = None if references is None else Path(references).expanduser()
+        if self._references is not None:
+            reference_file(self._references)
+        self._compared: dict[tuple[str, str], dict[str, Any]] = {}
+        self._controlled: Mapping[str, object] = {}
+        self.pools: Mapping[str, str] = {
+            "win_rate": f"{_POOLED}.judged_win_rate",
+            "win_rate_se": f"{_POOLED}.judged_standard_error",
+        }
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """The judge, and the baseline's file."""
-        return {**self._judge.fingerprint(), "baseline": self._baseline_file}
+        """The judge, the baseline's file, and once measured how length is controlled for."""
+        made = {"lc_win_rate": dict(self._controlled)} if self._controlled else {}
+        return {**self._judge.fingerprint(), "baseline": self._baseline_file, **made}
 
     async def measure(self, answers: Sequence[Answered]) -> list[Mapping[str, Metric]]:
         """The statistics of each comparison."""
-        return [self._statistics(row) for row in await self.compare(answers)]
+        gamed = self._gamed(answers)
+        rows = await self._compare(answers)
+        undecided = sum(row["preference"] is None for row in rows)
+        if undecided:
+            log.warning(
+                "the judge decided %d of %d comparisons; the others have no verdict that could be read, and "
+                "are asked for again when the command is",
+                len(rows) - undecided,
+                len(rows),
+            )
+        self._compared |= {(row["instruction"], row["output_2"]): row for row in rows}
+        controlled = _own(rows) if gamed is None else self._official(answers, rows, gamed)
+        name = "lc_win_rate_own" if gamed is None else "lc_win_rate"
+        pool = "lc_win_rate_of_judged" if gamed is None else "judged_mean"
+        self.pools = {**self.pools, name: f"{_POOLED}.{pool}"}
+        return [
+            {**self._statistics(row), name: statistics}
+            for row, statistics in zip(rows, controlled, strict=True)
+        ]
 
-    async def compare(self, answers: Sequence[Answered]) -> list[dict[str, Any]]:
-        """The comparisons in the form of AlpacaEval's annotations."""
+    def _gamed(self, answers: Sequence[Answered]) -> Path | None:
+        """The file of AlpacaEval's regression; None, with a warning, where it cannot be used."""
+        strangers = [a.problem.id for a in answers if instruction_number(a.problem.prompt) is None]
+        try:
+            if strangers:
+                raise BadInput(
+                    f"problem {strangers[0]!r} is none of AlpacaEval's, so its difficulty is unknown"
+                )
+            return reference_file(self._references)
+        except BadInput as error:
+            log.warning(
+                "no lc_win_rate; lc_win_rate_own controls for length by these answers alone, and is not "
+                "comparable with AlpacaEval's. %s",
+                str(error).replace("references=", "metric.references="),
+            )
+            return None
+
+    def _official(
+        self, answers: Sequence[Answered], rows: Sequence[Mapping[str, Any]], gamed: Path
+    ) -> list[list[float]]:
+        """Whether there is a length-controlled rate (1 or 0), and the answer's part in it; by budget."""
+        found: list[list[float]] = [[0.0, 0.0]] * len(rows)
+        for budget in dict.fromkeys(answered.budget for answered in answers):
+            places = [place for place, answered in enumerate(answers) if answered.budget == budget]
+            try:
+                values, self._controlled = by_answer([_comparison(rows[place]) for place in places], gamed)
+            except BadInput as error:
+                log.warning("no lc_win_rate at budget %g: %s", budget, error)
+                continue
+            for place, value in zip(places, values, strict=True):
+                found[place] = [1.0, float(value)]
+        return found
+
+    def compared(self, answers: Sequence[Answered]) -> list[dict[str, Any]]:
+        """The comparisons of measured answers in the form of AlpacaEval's annotations."""
+        return [self._compared[answered.problem.prompt, answered.text] for answered in answers]
+
+    async def _compare(self, answers: Sequence[Answered]) -> list[dict[str, Any]]:
         pairs = [Pair(a.problem.prompt, self._baseline(a.problem), a.text) for a in answers]
         judgements = await asyncio.to_thread(self._judge.judge, pairs)
         return [
@@ -168,10 +249,9 @@ class WinRate:
         preference = row["preference"]
         judged = preference is not None
         won = preference - 1.0 if judged else 0.0
-        longer = float(len(row["output_2"]) - len(row["output_1"]))
         return {
             "win_rate": [float(judged), won],
-            "lc_win_rate": [float(judged), won, longer if judged else 0.0],
+            "win_rate_se": [float(judged), won],
             "judge_failed": float(not judged),
             "judge_tokens": row["tokens"],
         }
@@ -190,6 +270,22 @@ class WinRate:
 
     async def close(self) -> None:
         """Nothing is held."""
+
+
+def _comparison(row: Mapping[str, Any]) -> Comparison:
+    number = instruction_number(row["instruction"])
+    assert number is not None
+    return Comparison(number, len(row["output_1"]), len(row["output_2"]), row["preference"])
+
+
+def _own(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """The statistics of pooled.lc_win_rate_of_judged: judged, won, and how much longer the answer is."""
+    found = []
+    for row in rows:
+        longer = float(len(row["output_2"]) - len(row["output_1"]))
+        judged = row["preference"] is not None
+        found.append([1.0, row["preference"] - 1.0, longer] if judged else [0.0, 0.0, 0.0])
+    return found
 
 
 def _outputs(path: str) -> dict[str, Any]:

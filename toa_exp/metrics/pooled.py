@@ -74,8 +74,9 @@ def lc_win_rate(rows: NDArray[np.float64]) -> float:
     """Length-controlled win rate in per cent; a row is: comparisons, wins, length differences.
 
     Wins are regressed on tanh(length difference / its standard deviation) by logistic regression, and
-    the rate is that at no difference (Dubois et al. 2024, without their term of instruction
-    difficulty, which is fitted on the judgements of many models).
+    the rate is that at no difference. It is that of the rows alone, for judgements and baselines of one's
+    own: AlpacaEval's (Dubois et al. 2024, metrics/length_control.py) also has terms of instruction
+    difficulty and of gamed baselines, which move it by several points.
     """
     import numpy as np
 
@@ -99,6 +100,19 @@ def judged_win_rate(rows: NDArray[np.float64]) -> float:
     """Win rate in per cent over the comparisons that were judged; a row is: judged (1 or 0), won."""
     judged = rows[:, 0].sum()
     return float(100.0 * rows[:, 1].sum() / judged) if judged else float("nan")
+
+
+def judged_standard_error(rows: NDArray[np.float64]) -> float:
+    """Standard error of `judged_win_rate` in per cent, as AlpacaEval gives it."""
+    judged = rows[rows[:, 0] > 0]
+    wins = judged[:, 1] / judged[:, 0]
+    return float(100.0 * wins.std(ddof=1) / len(wins) ** 0.5) if len(wins) > 1 else float("nan")
+
+
+def judged_mean(rows: NDArray[np.float64]) -> float:
+    """The mean of a number over the answers that have one; a row is: how many (1 or 0), their sum."""
+    known = rows[rows[:, 0] > 0]
+    return float((known[:, 1] / known[:, 0]).mean()) if len(known) else float("nan")
 
 
 def lc_win_rate_of_judged(rows: NDArray[np.float64]) -> float:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+STYLE = "at_no_difference"
+"""Where the rate is read off. Published leaderboards centre differences over the battles of all models."""
 LENGTHS = ["tokens", "characters"]
 _CODE = re.compile(r"```[^`]*```")
 _HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
@@ -34,16 +36,18 @@ def difference(first: list[float], second: list[float]) -> list[float]:
     longer = first[0] + second[0]
     parts = [(first[0] - second[0]) / longer if longer else 0.0]
     for mine, other in zip(first[1:], second[1:], strict=True):
-        density, against = mine / max(first[0], 1.0), other / max(second[0], 1.0)
+        density, against = mine / (first[0] + 1.0), other / (second[0] + 1.0)
         parts.append((density - against) / (density + against + 1.0))
     return parts
 
 
 def controlled_win_rate(rows: NDArray[np.float64]) -> float:
-    """Win rate in per cent at the mean style; a row is: battles, battles won, differences of style.
+    """Win rate in per cent at equal style; a row is: battles, battles won, differences of style.
 
-    A logistic regression of the battles on the standardised differences, whose intercept is the
-    strength over the baseline (Li et al. 2024, with style control of August 2024).
+    A logistic regression of the battles on the differences, whose intercept is the strength over the
+    baseline (arena-hard-auto's style control). There differences are centred over the battles of all
+    models of a leaderboard; over those of one model that would control for nothing, so here they are
+    not centred. They are scaled by their sample standard deviation.
     """
     import numpy as np
 
@@ -51,10 +55,15 @@ def controlled_win_rate(rows: NDArray[np.float64]) -> float:
     if not len(rows):
         return float("nan")
     weight, won = rows[:, 0], rows[:, 1] / rows[:, 0]
+    if won.min() == won.max() and won[0] in (0.0, 1.0):  # at whatever style
+        return float(100.0 * won[0])
     styles = rows[:, 2:]
     mean = np.average(styles, axis=0, weights=weight)
-    spread = np.sqrt(np.average((styles - mean) ** 2, axis=0, weights=weight))
-    features = np.column_stack([np.ones(len(rows)), (styles - mean) / np.where(spread > 0, spread, 1.0)])
+    squares = (weight[:, None] * (styles - mean) ** 2).sum(axis=0)
+    spread = np.sqrt(squares / max(weight.sum() - 1.0, 1.0))
+    # A style that always differs as much is not told from strength.
+    varies = spread > 1e-9
+    features = np.column_stack([np.ones(len(rows)), (styles / np.where(varies, spread, 1.0))[:, varies]])
     # Newton's method; the slight ridge keeps separable battles (all won) from running away.
     coefficients, ridge = np.zeros(features.shape[1]), 1e-6
     for _ in range(50):

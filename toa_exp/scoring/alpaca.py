@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from toa_exp.build import build
 from toa_exp.errors import BadInput
-from toa_exp.metrics.length_control import INSTRUCTIONS
+from toa_exp.metrics.length_control import INSTRUCTIONS, instruction_number
 from toa_exp.scoring import rows as checks
 from toa_exp.scoring.measure import Scored
 from toa_exp.scoring.preferences import from_annotations, score_preferences
+
+log = logging.getLogger(__name__)
 
 
 def score_annotations(
@@ -27,13 +30,44 @@ def score_annotations(
     output or of no output.
     """
     texts = None if outputs is None else _texts(outputs)
-    numbers = _numbers(list(texts) if texts is not None else None, config)
-    comparisons = from_annotations(annotations, numbers)
     if texts is not None:
-        for row in annotations:
-            _check(row, texts)
-    expected = INSTRUCTIONS if numbers is None else len(numbers)
-    return score_preferences(comparisons, references, expected=expected)
+        for number, row in enumerate(annotations, start=1):
+            _check(row, number, texts)
+    evaluated = _evaluated(annotations, texts, config)
+    numbers, known = _numbers(evaluated)
+    # Annotations alone do not say which instructions have none.
+    all_of_them = texts is not None or config.task.get("path") is not None
+    expected = len(evaluated) if all_of_them or not known else INSTRUCTIONS
+    return score_preferences(
+        from_annotations(annotations, numbers), references, expected=expected, known=known
+    )
+
+
+def _evaluated(
+    annotations: Sequence[checks.Row], texts: Mapping[str, str] | None, config: DictConfig
+) -> list[str]:
+    """The instructions that are evaluated: of the task's own file, else of the outputs or annotations."""
+    if config.task.get("path") is not None:
+        return [problem.prompt for problem in build(config.task, "task").problems()]
+    if texts is not None:
+        return list(texts)
+    return [str(row.get("instruction")) for row in annotations]
+
+
+def _numbers(instructions: Sequence[str]) -> tuple[dict[str, int], bool]:
+    """The numbers of instructions, and whether they are AlpacaEval's; if not, they are their places."""
+    known = {instruction: instruction_number(instruction) for instruction in instructions}
+    strangers = [instruction for instruction, number in known.items() if number is None]
+    if not strangers:
+        return {instruction: number for instruction, number in known.items() if number is not None}, True
+    log.warning(
+        "%d of %d instructions are none of AlpacaEval's, such as %.80r: their places in the file stand for "
+        "their numbers, which decide their difficulty",
+        len(strangers),
+        len(instructions),
+        strangers[0],
+    )
+    return {instruction: number for number, instruction in enumerate(instructions)}, False
 
 
 def _texts(outputs: Sequence[checks.Row]) -> dict[str, str]:
@@ -55,21 +89,12 @@ def _texts(outputs: Sequence[checks.Row]) -> dict[str, str]:
     return found
 
 
-def _numbers(instructions: Sequence[str] | None, config: DictConfig) -> dict[str, int] | None:
-    """The places of instructions: of the task's own file, else of the outputs where they are all."""
-    if config.task.get("path") is not None:
-        task = build(config.task, "task")
-        return {problem.prompt: number for number, problem in enumerate(task.problems())}
-    if instructions is not None and len(instructions) == INSTRUCTIONS:
-        return {instruction: number for number, instruction in enumerate(instructions)}
-    return None
-
-
-def _check(row: checks.Row, texts: dict[str, str]) -> None:
+def _check(row: checks.Row, number: int, texts: Mapping[str, str]) -> None:
     instruction = str(row["instruction"])
     if instruction not in texts:
         raise BadInput(f"there is an annotation, but no output, of instruction {instruction!r:.80}")
-    if row["output_2"].strip() != texts[instruction].strip():
+    output = checks.text(row, "output_2", f"annotation {number}")
+    if output is not None and output.strip() != texts[instruction].strip():
         raise BadInput(
             f"the annotation of instruction {instruction!r:.80} is of another output: these annotations "
             f"were not made of these outputs"

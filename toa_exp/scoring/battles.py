@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from toa_exp.metrics.arena import (
     WEIGHT,
     Battle,
     battles_of,
+    games,
     interval,
+    linked,
     ratings,
     verdict,
     win_rate,
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 _BASELINES = ["gpt-4-0314", "o3-mini-2025-01-31"]
 """Arena-Hard's own, of v0.1 and v2."""
 _WINNERS = {"model_a": 1.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5}
+_FIRST_RULE = "arena-hard-auto-v0.1"
 _GENERATED, _BASELINE = "outputs", "baseline"
 
 
@@ -50,7 +54,10 @@ def score_judgments(rows: Sequence[checks.Row]) -> Scored:
 
     A row holds both games: `judgement_gen_base` and `judgement_base_gen`, the judge's texts with the
     model's answer first and second, or `games` of arena-hard-auto, which have the baseline first
-    and second. A game without a valid verdict is left out and counts as failed.
+    and second. A game without a valid verdict is left out and counts as failed. Texts are read as
+    NeMo-Skills does, and `games` of rows with `question_id` as arena-hard-auto v0.1 did: A<B is no
+    verdict. `games` of other rows (`uid`) are read as arena-hard-auto does now: A<B is one, and both
+    games of a row are left out, and count as failed, if one has no verdict.
     """
     identifiers = checks.identifiers(
         rows, "id" if "id" in rows[0] else "uid" if "uid" in rows[0] else "question_id"
@@ -58,41 +65,51 @@ def score_judgments(rows: Sequence[checks.Row]) -> Scored:
     models = sorted({str(row.get("model")) for row in rows})
     if len(models) > 1:
         raise BadInput(f"the judgments are of several models: {', '.join(models[:5])}; score each apart")
+    rule = "nemo-skills"
+    if "games" in rows[0]:
+        rule = _FIRST_RULE if "question_id" in rows[0] else "arena-hard-auto"
     battles: list[Battle] = []
     decisions: list[dict[str, Any]] = []
+    failed = 0
     for identifier, row in zip(identifiers, rows, strict=True):
-        labels = _labels(row, identifier)
+        labels = counted = _labels(row, identifier)
         orders = [(_GENERATED, _BASELINE), (_BASELINE, _GENERATED)]
         if "games" in row:
             orders.reverse()
+            counted = labels if rule == _FIRST_RULE else games(labels)
         valid = []
-        for label, (first, second) in zip(labels, orders, strict=True):
+        for label, (first, second) in zip(counted, orders, strict=True):
             found = battles_of(label, first, second)
             valid.append(bool(found))
             battles += found
+        failed += valid.count(False)
         decisions.append(
             {"id": identifier, "verdicts": labels, "failed": None if all(valid) else "no verdict"}
         )
-    failed = sum(
-        label is None or not battles_of(label, "", "") for row in decisions for label in row["verdicts"]
-    )
     if not battles:
         raise BadInput("no judgment has a valid verdict; there is nothing to score")
     if failed:
         log.warning(
             "%d of %d games have no valid verdict: left out, and counted as failed", failed, 2 * len(rows)
         )
-    measures = _measures(battles, _GENERATED, _BASELINE, failed)
+    measures = _measures(battles, _GENERATED, _BASELINE, failed, verdicts=rule)
     return Scored({"score": measures["score"]}, decisions)
 
 
-def _measures(battles: Sequence[Battle], system: str, anchor: str, failed: int) -> dict[str, Measure]:
+def _measures(
+    battles: Sequence[Battle], system: str, anchor: str, failed: int, **rule: str
+) -> dict[str, Measure]:
+    if not linked(battles, system, anchor):
+        raise BadInput(
+            f"no battles lead from {system!r} to the baseline {anchor!r}, so nothing says how they compare; "
+            f"choose another system or baseline"
+        )
+
     def elo(some: Sequence[Battle]) -> float:
-        found = ratings(some, anchor) if any(anchor in (b.first, b.second) for b in some) else {}
-        return found.get(system, 1000.0)
+        return ratings(some, anchor)[system] if linked(some, system, anchor) else math.nan
 
     rating = elo(battles)
-    made = {"ratings": "bradley_terry", "baseline": anchor, "weight": WEIGHT, "failed": "left_out"}
+    made = {"ratings": "bradley_terry", "baseline": anchor, "weight": WEIGHT, "failed": "left_out", **rule}
     own = [battle for battle in battles if {battle.first, battle.second} == {system, anchor}]
     won = sum(b.won if b.first == system else 1.0 - b.won for b in own)
     empirical = {"empirical_win_rate": 100.0 * won / len(own)} if own else {}
@@ -119,9 +136,10 @@ def _battle(row: checks.Row, number: int) -> Battle:
     first, second = (checks.text(row, field, where) for field in ("model_a", "model_b"))
     if not first or not second or first == second:
         raise BadInput(f"{where}: model_a={first!r}, model_b={second!r}; give two models")
-    if row.get("winner") not in _WINNERS:
-        raise BadInput(f"{where}: winner={row.get('winner')!r}; it is {', '.join(_WINNERS)}")
-    return Battle(first, second, _WINNERS[row["winner"]])
+    winner = row.get("winner")
+    if not isinstance(winner, str) or winner not in _WINNERS:
+        raise BadInput(f"{where}: winner={winner!r:.60}; it is {', '.join(_WINNERS)}")
+    return Battle(first, second, _WINNERS[winner])
 
 
 def _anchor(battles: Sequence[Battle], names: Sequence[str], baseline: str | None) -> str:
@@ -139,9 +157,18 @@ def _anchor(battles: Sequence[Battle], names: Sequence[str], baseline: str | Non
 def _labels(row: checks.Row, identifier: str) -> list[str | None]:
     where = f"judgment {identifier!r}"
     if "games" in row:
-        games = row["games"]
-        if not isinstance(games, list) or len(games) != 2:
+        both = row["games"]
+        if not isinstance(both, list) or len(both) != 2:
             raise BadInput(f"{where}: 'games' holds two games, with the baseline first and second")
-        return [None if game is None else game.get("score") for game in games]
+        return [_label(game, where) for game in both]
     texts = [checks.text(row, field, where) for field in ("judgement_gen_base", "judgement_base_gen")]
     return [None if text is None else verdict(text) for text in texts]
+
+
+def _label(game: object, where: str) -> str | None:
+    """The verdict of one of arena-hard-auto's games, None where it has none; raises BadInput."""
+    if game is None:
+        return None
+    if not isinstance(game, dict) or "score" not in game:
+        raise BadInput(f"{where}: a game is an object with 'score', or null, and one is {game!r:.60}")
+    return checks.text(game, "score", where)

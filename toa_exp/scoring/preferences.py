@@ -18,15 +18,23 @@ log = logging.getLogger(__name__)
 
 
 def score_preferences(
-    comparisons: Sequence[Comparison], references: Path | None, *, expected: int = INSTRUCTIONS
+    comparisons: Sequence[Comparison],
+    references: Path | None,
+    *,
+    expected: int = INSTRUCTIONS,
+    known: bool = True,
 ) -> Scored:
     """Win rate over the baseline in per cent, its standard error, and the length-controlled one.
 
     `n` are the judged comparisons. Those without a preference, and instructions of the `expected`
-    number that have no row, count as failed; the win rates are over the others. Where instructions
-    are missing, `lc_win_rate_by_row` is what the alpaca_eval package makes of the rows, which looks
-    difficulties up by their places.
+    number that have no row, count as failed; the win rates are over the others, and the
+    length-controlled one is what the regression on these says of all rows, as in the package. Where
+    instructions are missing, `lc_win_rate_by_row` is what the alpaca_eval package makes of the rows,
+    which looks difficulties up by their places. Where instructions are not `known` for AlpacaEval's, all
+    their 805 places stand for them; fewer have no length-controlled win rate.
     """
+    in_order = comparisons
+    comparisons = sorted(comparisons, key=lambda comparison: comparison.instruction)
     judged = [c for c in comparisons if c.preference is not None]
     absent = max(0, expected - len(comparisons))
     failed = len(comparisons) - len(judged) + absent
@@ -45,14 +53,14 @@ def score_preferences(
         "win_rate": mean(list(100.0 * wins), failed, signed("win_rate", **source), **_counts(wins)),
         "win_rate_se": _standard_error(wins, failed, signed("win_rate_se", **source)),
     }
-    measures |= _length_controlled(comparisons, references, len(judged), failed)
+    measures |= _length_controlled(in_order, references, failed, known, expected)
     rows = [
         {
             "id": c.instruction,
             "win": None if c.preference is None else won(c.preference),
             "failed": "no judgement" if c.preference is None else None,
         }
-        for c in comparisons
+        for c in in_order
     ]
     return Scored(measures, rows)
 
@@ -77,30 +85,18 @@ def from_table(rows: Sequence[checks.Row]) -> list[Comparison]:
     return found
 
 
-def from_annotations(rows: Sequence[checks.Row], numbers: Mapping[str, int] | None) -> list[Comparison]:
-    """The comparisons of AlpacaEval's annotations.json.
-
-    `numbers` are the instructions' places among AlpacaEval's 805. Without them a row's own place is
-    taken, which takes all 805 rows.
-    """
+def from_annotations(rows: Sequence[checks.Row], numbers: Mapping[str, int]) -> list[Comparison]:
+    """The comparisons of AlpacaEval's annotations.json, whose instructions have these `numbers`."""
     instructions = [_required(row, "instruction", number) for number, row in enumerate(rows, start=1)]
     checks.unique(instructions, "instruction")
-    if numbers is None and len(rows) != INSTRUCTIONS:
-        raise BadInput(
-            f"the annotations are {len(rows)}, not {INSTRUCTIONS}, so their places do not say which "
-            f"instruction is which; give task.path=<alpaca_eval_gpt4_baseline.json>"
-        )
     one_model(rows)
     found = []
-    for place, (row, instruction) in enumerate(zip(rows, instructions, strict=True)):
-        where = f"annotation {place + 1}"
-        if numbers is not None and instruction not in numbers:
-            raise BadInput(f"{where}: none of AlpacaEval's instructions is {instruction!r:.80}")
-        baseline, output = (
-            _required(row, field, place + 1, empty=True) for field in ("output_1", "output_2")
-        )
-        number = place if numbers is None else numbers[instruction]
-        found.append(Comparison(number, len(baseline), len(output), preference(row, where)))
+    for number, (row, instruction) in enumerate(zip(rows, instructions, strict=True), start=1):
+        where = f"annotation {number}"
+        if instruction not in numbers:
+            raise BadInput(f"{where}: none of the instructions that are evaluated is {instruction!r:.80}")
+        baseline, output = (_required(row, field, number, empty=True) for field in ("output_1", "output_2"))
+        found.append(Comparison(numbers[instruction], len(baseline), len(output), preference(row, where)))
     return found
 
 
@@ -155,17 +151,20 @@ def _standard_error(wins: np.ndarray, failed: int, signature: str) -> Measure:
 
 
 def _length_controlled(
-    comparisons: Sequence[Comparison], references: Path | None, n: int, failed: int
+    comparisons: Sequence[Comparison], references: Path | None, failed: int, known: bool, expected: int
 ) -> dict[str, Measure]:
+    if not known and expected != INSTRUCTIONS:
+        return _without(
+            len(comparisons),
+            failed,
+            f"the instructions are not AlpacaEval's, nor {INSTRUCTIONS}, so that their difficulty is unknown",
+        )
     try:
         gamed = reference_file(references)
     except BadInput as error:
         if references is not None:
             raise
-        log.warning("no length-controlled win rate: %s", error)
-        return {
-            "lc_win_rate": Measure(None, None, n, failed, signed("lc_win_rate"), more={"error": str(error)})
-        }
+        return _without(len(comparisons), failed, str(error))
     names = {"lc_win_rate": False}
     if len(comparisons) < INSTRUCTIONS:
         names["lc_win_rate_by_row"] = True
@@ -178,14 +177,23 @@ def _length_controlled(
         )
     found = {}
     for name, by_row in names.items():
-        made = length_controlled(comparisons, gamed, by_row=by_row)
+        try:
+            made = length_controlled(comparisons, gamed, by_row=by_row)
+        except BadInput as error:
+            return _without(len(comparisons), failed, str(error))
+        parts = dict(made.signature) if known else {**made.signature, "difficulty": "by_place_in_the_file"}
         found[name] = Measure(
             made.rate,
             made.interval,
-            n,
+            made.n,
             failed,
-            signed(name, **made.signature),
+            signed(name, **parts),
             made.interval_by,
             {"standard_error": made.standard_error},
         )
     return found
+
+
+def _without(n: int, failed: int, why: str) -> dict[str, Measure]:
+    log.warning("no length-controlled win rate: %s", why)
+    return {"lc_win_rate": Measure(None, None, n, failed, signed("lc_win_rate"), more={"error": why})}
