@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from by_hand import ByHand
+from comet_by_hand import ByHand
 from helpers import cli, lines
 
 from toa_exp.comet.environment import python_of
