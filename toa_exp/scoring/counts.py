@@ -30,16 +30,16 @@ def score_counts(
     return Scored(coverage(counts, _asked(k, fewest)), _decisions(identifiers, counts))
 
 
-def coverage(counts: Sequence[tuple[int, int]], ks: Sequence[int]) -> dict[str, Measure]:
-    """pass@<k> for each k, over problems of which (samples, correct) are given."""
+def coverage(counts: Sequence[tuple[int, int]], ks: Sequence[int], failed: int = 0) -> dict[str, Measure]:
+    """pass@<k> for each k, of (samples, correct) of each problem; `failed` samples are among the wrong."""
     signature = signed("pass@k", estimator="unbiased", source="Chen2021")
-    return {f"pass@{k}": mean([pass_at_k(n, c, k) for n, c in counts], 0, signature) for k in ks}
+    return {f"pass@{k}": mean([pass_at_k(n, c, k) for n, c in counts], failed, signature) for k in ks}
 
 
 def _asked(k: int | Sequence[int] | None, fewest: int) -> list[int]:
     if k is None:
         return sizes(fewest)
-    ks = [k] if isinstance(k, int) else list(k)
+    ks = list(k) if isinstance(k, list | tuple) else [k]
     for one in ks:
         if not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= fewest:
             raise BadInput(f"k={one}: give integers from 1 to {fewest}, the fewest samples of a problem")
