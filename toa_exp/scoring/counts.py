@@ -22,10 +22,9 @@ def score_counts(
     problem. Raises BadInput for rows of several groups, for counts that cannot be, and for a `k`
     over the samples of any problem: a mean over the others would be of other problems.
     """
-    kept = _group(rows, chosen)
+    kept = group(rows, chosen)
     counts = [_count(row, number) for number, row in enumerate(kept, start=1)]
-    field = next((name for name in _PROBLEM if kept[0].get(name) not in (None, "")), "id")
-    identifiers = checks.identifiers(kept, field)
+    identifiers = checks.identifiers(kept, problem_field(kept))
     fewest = min(samples for samples, _ in counts)
     return Scored(coverage(counts, _asked(k, fewest)), _decisions(identifiers, counts))
 
@@ -46,7 +45,13 @@ def _asked(k: int | Sequence[int] | None, fewest: int) -> list[int]:
     return ks
 
 
-def _group(rows: Sequence[checks.Row], chosen: Mapping[str, str | None]) -> list[checks.Row]:
+def problem_field(rows: Sequence[checks.Row]) -> str:
+    """The field that names a row's problem."""
+    return next((name for name in _PROBLEM if rows[0].get(name) not in (None, "")), "id")
+
+
+def group(rows: Sequence[checks.Row], chosen: Mapping[str, str | None]) -> list[checks.Row]:
+    """The rows of the set, model and benchmark that `chosen` names; raises BadInput for several groups."""
     kept = list(rows)
     for field in GROUPS:
         names = list(dict.fromkeys(str(row[field]) for row in kept if row.get(field) not in (None, "")))

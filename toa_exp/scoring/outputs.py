@@ -52,8 +52,9 @@ async def _score(rows: Sequence[checks.Row], task: Task, more: bool) -> Scored:
         problems = list(task.problems())
         identifiers = checks.identifiers(rows)
         samples = dict(zip(identifiers, map(_samples, rows), strict=True))
-        for identifier in getattr(task, "empty", ()):  # there was nothing to answer
-            samples.pop(identifier, None)
+        for problem in getattr(task, "empty", {}).values():  # a test set's scores are over all of it
+            problems.append(problem)
+            samples.setdefault(problem.id, [""])
         checks.same([problem.id for problem in problems], samples, "the outputs", _MEND)
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(_judge(task, problem, samples[problem.id])) for problem in problems]
@@ -76,7 +77,7 @@ async def _judge(task: Task, problem: Problem, samples: Sequence[str]) -> list[_
     verified = getattr(task, "verified", None)
     judged = []
     for text in samples:
-        failed = None if text.strip() else "empty"
+        failed = None if text.strip() or not problem.prompt.strip() else "empty"
         metrics = await task.score(problem, text)
         if failed is None and verified is not None and not await verified(problem, text):
             failed = "not verified"
@@ -98,6 +99,7 @@ def _gathered(
     several = any(len(texts) > 1 for texts in samples.values())
     pools = pools_of(getattr(task, "pools", {}))
     made = {"task": task.fingerprint(), "failed": "scored_as_empty"}
+    pooled = _signatures(task, problems)
     measures: dict[str, Measure] = {}
     for name in names:
         signature = signed(name, **_flat(made))
@@ -109,6 +111,7 @@ def _gathered(
         else:
             table = np.array([of_problem[0].metrics[name] for of_problem in judged], dtype=np.float64)
             value, lower, upper = bootstrap(table, pools[name])
+            signature = pooled.get(name, signature)
             measures[name] = Measure(value, (lower, upper), len(problems), failed, signature)
     if several and "accuracy" in names:
         measures |= _of_samples(task, problems, samples, judged, failed)
@@ -118,6 +121,16 @@ def _gathered(
     ]
     outputs = [] if several else [_output(problem, samples[problem.id][0]) for problem in problems]
     return Scored(measures, rows, outputs, failed)
+
+
+def _signatures(task: Task, problems: Sequence[Problem]) -> Mapping[str, str]:
+    """Those that a task has of its own for its metrics."""
+    made = getattr(task, "signatures", None)
+    if made is None:
+        return {}
+    counts = {len(references_of(problem)) for problem in problems}
+    found: Mapping[str, str] = made(counts.pop() if len(counts) == 1 else -1)
+    return found
 
 
 def _output(problem: Problem, text: str) -> Output:
