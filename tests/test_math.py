@@ -37,7 +37,38 @@ def test_a_hostile_answer_stops_nothing(caplog):
     hostile = r"\boxed{9^{9^{9^{9^{9}}}}!}"
     pairs = [("18", "Answer: 18"), ("18", hostile), ("19", "Answer: 19"), ("5", "x" * 100_000 + "\0\u202e"),
              ("7", "Answer: 7")]  # fmt: skip
-    assert verdicts(pairs, timeout=2.0) == [True, False, True, False, True]
+    assert verdicts(pairs, timeout=2.0) == [True, None, True, False, True]
+    # A worker that ended by its limit is known for it: no second try, no warning of asyncio.
+    assert [record.name for record in caplog.records] == ["toa_exp.metrics.math"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\begin{pmatrix}1\\[2pt]2\end{pmatrix}",
+        r"\begin{bmatrix}1&2\\[1ex]3&4\end{bmatrix}",
+        r"\$18.90",
+    ],
+)
+def test_a_rows_end_and_an_amount_are_no_delimiters(answer):
+    assert verdicts([(answer, answer), (answer, f"Answer: {answer}")]) == [True, True]
+
+
+def test_what_exhausts_the_worker_has_no_verdict(monkeypatch):
+    math_verify = pytest.importorskip("math_verify")
+    import io
+
+    from toa_exp.metrics import math_worker
+
+    def parse(text, **options):
+        raise {"deep": RecursionError, "large": MemoryError}[text]
+
+    monkeypatch.setattr(math_verify, "parse", parse)
+    monkeypatch.setattr(math_worker.resource, "setrlimit", lambda *limits: None)
+    asked = "".join(json.dumps(["1", text][::-1]) + "\n" for text in ("deep", "large"))
+    answers = io.StringIO()
+    math_worker.main(io.StringIO(asked), answers, 5.0)
+    assert answers.getvalue().split() == ["ready", "null", "null"]
 
 
 def test_a_worker_that_was_killed_is_replaced():

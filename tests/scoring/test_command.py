@@ -135,3 +135,25 @@ def test_alpaca_evals_outputs_are_joined_with_their_annotations(tmp_path, shared
         (tmp_path / "annotations.json").write_text(json.dumps([{**judged[0], **change}, *judged[1:]]))
         result = cli(*command, cwd=tmp_path)
         assert result.returncode == 2 and said in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("limit", ["-3", "0", "1.5"])
+def test_a_limit_that_is_no_number_of_rows_is_refused(tmp_path, limit):
+    written(tmp_path / "wmt22.de-en.jsonl", ROWS)
+    result = cli(
+        "score", "task=wmt22.de-en", "outputs=wmt22.de-en.jsonl", f"task.limit={limit}", cwd=tmp_path
+    )
+    assert result.returncode == 2 and "1 or more" in result.stderr and not result.stdout
+
+
+def test_a_limit_and_ids_are_of_counts_too_and_never_ignored(tmp_path):
+    written(tmp_path / "counts.jsonl", [{"problem": f"p{n}", "n": 2, "c": n % 2} for n in range(10)])
+    common = ["score", "task=math500", "outputs=counts.jsonl"]
+    assert scored(cli(*common, "task.limit=4", cwd=tmp_path))["pass@1"]["n"] == 4
+    assert scored(cli(*common, "task.ids=[p1,p3]", cwd=tmp_path))["pass@1"]["value"] == 0.5
+    result = cli(*common, "task.ids=[p1,new]", cwd=tmp_path)
+    assert result.returncode == 2 and "new" in result.stderr
+    table = {"instruction_id": 0, "len_baseline": 1, "len_model": 1, "preference": 1}
+    written(tmp_path / "table.jsonl", [table])
+    result = cli("score", "task=alpaca_eval", "outputs=table.jsonl", "task.limit=1", cwd=tmp_path)
+    assert result.returncode == 2 and "task.limit" in result.stderr

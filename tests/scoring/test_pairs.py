@@ -21,12 +21,18 @@ def test_accuracy_and_decisions():
     assert [row["failed"] for row in scored.rows] == [None, None, "empty", "empty"]
 
 
+def test_an_answer_that_is_no_number_is_missing():
+    scored = score_pairs([*PAIRS, {"id": "c", "gold": "2", "pred": float("nan")}], ExactMatch())
+    assert scored.measures["accuracy"].failed == 1 and scored.rows[2]["failed"] == "empty"
+
+
 @pytest.mark.parametrize(
     "row, said",
     [
         ({"id": "a", "gold": "1", "pred": "1"}, "more than once"),
         ({"gold": "1", "pred": "1"}, "has no 'id'"),
         ({"id": "c", "gold": "", "pred": "1"}, "gold"),
+        ({"id": "c", "gold": float("nan"), "pred": float("nan")}, "gold"),
         ({"id": "c", "gold": "1", "pred": ["1"]}, "give a text"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from toa_exp.errors import BadInput
 from toa_exp.metrics.translation import pair_in_name
 from toa_exp.scoring.files import read
+from toa_exp.scoring.segments import Segments
 from toa_exp.scoring.translation import score_systems
 
 ROWS = [
@@ -198,3 +199,74 @@ def test_broken_files_are_refused(tmp_path, content, said):
         read(path, "outputs")
     with pytest.raises(BadInput, match="no such file"):
         read(tmp_path / "none", "outputs")
+
+
+def test_kana_are_japanese(caplog):
+    pytest.importorskip("MeCab")
+    rows = [
+        {"id": n, "src": "It rains.", "refs": {"A": "雨が降っている。"}, "hyps": {"s": "雨が降る。"}}
+        for n in range(3)
+    ]
+    assert "tok:ja" in score(rows, system="s", pair=None).measures["bleu"].signature
+
+
+CZECH = "Prezident řekl, že se na to podívá a že je to v pořádku."
+GERMAN = "Der Kanzler hat gesagt, dass er das nicht von dem Minister gehört hat und auch nicht will."
+ENGLISH = "The minister said that it was not in the report of the bank and that they have it."
+
+
+@pytest.mark.parametrize("field, other", [("src", CZECH), ("refs", {"A": GERMAN})])
+def test_languages_of_one_script_are_told_apart(field, other):
+    rows = [
+        {"id": n, "src": GERMAN, "refs": {"A": ENGLISH}, "hyps": {"good": ENGLISH}, field: other}
+        if n % 2
+        else {"id": n, "src": GERMAN, "refs": {"A": ENGLISH}, "hyps": {"good": ENGLISH}}
+        for n in range(10)
+    ]
+    with pytest.raises(BadInput, match="several languages"):
+        score(rows)
+    assert score(rows[::2]).measures["bleu"].n == 5
+
+
+def test_a_near_copy_of_a_reference_is_no_second_one(caplog):
+    rows = [{**row, "refs": {"copy": row["refs"]["A"], **row["refs"]}} for row in ROWS]
+    assert score(rows, reference=None).measures["bleu"].signature.startswith("nrefs:2")
+    assert "'copy' is nearly the same as 'A'" in caplog.text
+    assert score(rows, reference="all").measures["bleu"].signature.startswith("nrefs:3")
+
+
+def numbered(*numbers, make=int):
+    return [{**ROWS[0], "id": make(n)} for n in numbers]
+
+
+@pytest.mark.parametrize(
+    "rows, options, kept, absent",
+    [
+        (numbered(0, 1, 3), {}, 3, 1),
+        (numbered(1, 2, 3), {}, 3, 0),
+        (numbered(0, 1, 3, make=str), {}, 3, 1),
+        (numbered(3, 7, 100), {"ids": {"3", "7"}}, 2, 0),
+        (numbered(*range(100)), {"testset": "wmt23", "pair": "de-en"}, 100, 449),
+        (numbered(*range(549)), {"testset": "wmt23", "pair": "de-en"}, 549, 0),
+        (numbered(*range(100)), {"testset": "wmt23", "pair": "de-en", "limit": 10}, 10, 0),
+        (numbered(*range(100)), {"testset": "wmt23", "pair": "de-en", "limit": 200}, 100, 100),
+    ],
+)
+def test_absent_segments_are_those_of_the_test_set(rows, options, kept, absent):
+    source = Segments(None, options.pop("testset", None), options.pop("pair", None))
+    chosen = source.chosen(rows, options.get("limit"), options.get("ids"))
+    assert (len(chosen[0]), chosen[1]) == (kept, absent)
+
+
+def test_rows_are_held_against_the_tasks_own_file(tmp_path):
+    path = tmp_path / "set.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": f"s{n}", "src": "x", "refs": {"A": "x"}}) + "\n" for n in range(5))
+    )
+    source = Segments(str(path), "wmt23", "de-en")
+    assert source.chosen(numbered(1, 2, make="s{}".format), None, None)[1] == 3
+    assert source.chosen(numbered(3, 1, make="s{}".format), 2, None) == (numbered(1, make="s{}".format), 1)
+    with pytest.raises(BadInput, match="none of the 5"):
+        source.chosen(numbered(1, 9, make="s{}".format), None, None)
+    with pytest.raises(BadInput, match="549 segments"):
+        Segments(None, "wmt23", "de-en").chosen(numbered(*range(550)), None, None)

@@ -59,7 +59,7 @@ class ExactMatch:
         """Its name."""
         return {"judge": "exact match"}
 
-    async def correct(self, reference: str, text: str) -> bool:
+    async def correct(self, reference: str, text: str) -> bool | None:
         """Whether both are equal after `normalise`."""
         stated = final_answer(text)
         return normalise(text if stated is None else stated) == normalise(reference)

@@ -16,8 +16,8 @@ class Judge(Protocol):
         """What decides its verdicts, beside reference and text."""
         ...
 
-    async def correct(self, reference: str, text: str) -> bool:
-        """Whether it does."""
+    async def correct(self, reference: str, text: str) -> bool | None:
+        """Whether it does; None if it cannot be told."""
         ...
 
     async def equal(self, reference: str, answer: str) -> bool | None:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections import OrderedDict
@@ -24,6 +25,9 @@ _REMEMBERED = 10_000
 _START = 120.0  # seconds for the worker to import its libraries
 _LINE_LIMIT = 1 << 26
 _PATIENCE = 30  # times the limit of processor time, on a loaded machine
+_END = 10.0  # seconds for a worker that has closed its output to be gone
+_DELIMITERS = re.compile(r"\$|(?<!\\)\\[(\[]|\\boxed")  # \\[2pt] is the end of a row
+_AMOUNT = re.compile(r"\\\$")
 
 
 # Math-Verify's parser is complete only with this version of ANTLR, and Hydra needs another. The worker
@@ -36,8 +40,8 @@ class MathVerify:
     """Judge: Math-Verify finds the text's final answer equal to the reference.
 
     A reference without math delimiters is read as if it stood in $...$, and so is the final answer
-    of a text without them. An answer that takes more than `timeout` seconds of processor time to
-    verify, or that takes the worker down, counts as not equal and is logged. `workers` run side by
+    of a text without them. An answer that takes more than `timeout` seconds of processor time or
+    the worker's memory to verify has no verdict and is logged. `workers` run side by
     side. Raises Unavailable where they cannot be started.
     Source: https://github.com/huggingface/Math-Verify.
     """
@@ -58,14 +62,13 @@ class MathVerify:
         versions = {"version": version("math-verify"), "antlr": antlr}
         return {"judge": "math-verify", **versions, "timeout": self._timeout}
 
-    async def correct(self, reference: str, text: str) -> bool:
-        """Whether the final answer of `text` equals the reference."""
-        stated = text if _is_delimited(text) else final_answer(text)
-        return await self.equal(reference, stated or text) or False
+    async def correct(self, reference: str, text: str) -> bool | None:
+        """Whether the final answer of `text` equals the reference; None if that was not verified."""
+        return await self.equal(reference, _stated(text))
 
     async def equal(self, reference: str, answer: str) -> bool | None:
         """Whether the answers are equal, each read as it stands; None if that was not verified."""
-        key = (_delimited(reference), _delimited(answer))
+        key = _pair(reference, answer)
         if key in self._verdicts:
             self._verdicts.move_to_end(key)
             return self._verdicts[key]
@@ -90,11 +93,28 @@ class MathVerify:
 
 
 def _is_delimited(text: str) -> bool:
-    return any(mark in text for mark in ("$", "\\(", "\\[", "\\boxed"))
+    return _DELIMITERS.search(text) is not None
+
+
+def _stated(text: str) -> str:
+    """What of a text Math-Verify reads the answer in."""
+    return text if _is_delimited(_AMOUNT.sub("", text)) else final_answer(text) or text
+
+
+def _pair(reference: str, answer: str) -> tuple[str, str]:
+    """Both as they are where they have math delimiters, else between them.
+
+    The dollar sign of an amount, \\$18.90, counts as a delimiter, as in the published decisions, unless
+    both are amounts.
+    """
+    if not any(_is_delimited(_AMOUNT.sub("", text)) for text in (reference, answer)) and all(
+        map(_AMOUNT.search, (reference, answer))
+    ):
+        return f"${reference}$", f"${answer}$"
+    return _delimited(reference), _delimited(answer)
 
 
 def _delimited(answer: str) -> str:
-    """The answer as it is where it has math delimiters, else between them."""
     return answer if _is_delimited(answer) else f"${answer}$"
 
 
@@ -106,16 +126,21 @@ class _Worker:
         self._process: asyncio.subprocess.Process | None = None
 
     async def ask(self, reference: str, answer: str) -> bool | None:
-        """The verdict; None for an answer that ends two workers, or one by its time limit."""
+        """The verdict; None for an answer that takes too much time or memory, or that ends two workers."""
         for _ in range(2):
             process = self._process or await self._start()
             line = await self._line(process, json.dumps([reference, answer]).encode() + b"\n")
             if line:
-                return bool(json.loads(line))
+                verdict: bool | None = json.loads(line)
+                if verdict is None:
+                    break
+                return verdict
+            with contextlib.suppress(TimeoutError):  # its status tells why it ended
+                await asyncio.wait_for(process.wait(), _END)
             await self.stop()
             if process.returncode == -signal.SIGXCPU:
                 break
-        log.warning("not verified in %g s, so it counts as wrong: %.80r", self._timeout, answer)
+        log.warning("not verified within %g s and the worker's memory: %.80r", self._timeout, answer)
         return None
 
     async def _line(self, process: asyncio.subprocess.Process, request: bytes) -> bytes:
@@ -159,6 +184,9 @@ class _Worker:
         """End the process, if there is one."""
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    # process.kill() would reap a process that has just ended before asyncio does, which
+                    # then loses its status and warns.
+                    os.kill(process.pid, signal.SIGKILL)
             await process.wait()

@@ -1,5 +1,6 @@
-"""The worker of `toa_exp.metrics.math`: one JSON pair a line in, true or false a line out.
+"""The worker of `toa_exp.metrics.math`: one JSON pair a line in, true, false or null a line out.
 
+Null is the answer to what takes more memory or recursion than there is.
 It ends by SIGXCPU where an answer takes more processor time than the limit, its only argument.
 """
 
@@ -28,12 +29,14 @@ def main(requests: TextIO, answers: TextIO, limit: float) -> None:
         until = math.ceil(time.process_time() + limit)
         resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
         reference, text = json.loads(line)
+        equal: bool | None
         try:
             gold = parse(reference, parsing_timeout=None)
-            equal = bool(gold) and verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None)
+            found = parse(text, parsing_timeout=None)
+            equal = bool(gold) and bool(verify(gold, found, timeout_seconds=None))
         except (MemoryError, RecursionError):
-            equal = False
-        answers.write(json.dumps(bool(equal)) + "\n")
+            equal = None
+        answers.write(json.dumps(equal) + "\n")
         answers.flush()
 
 

@@ -22,31 +22,36 @@ def score_counts(
     problem. Raises BadInput for rows of several groups, for counts that cannot be, and for a `k`
     over the samples of any problem: a mean over the others would be of other problems.
     """
-    kept = _group(rows, chosen)
+    kept = group(rows, chosen)
     counts = [_count(row, number) for number, row in enumerate(kept, start=1)]
-    field = next((name for name in _PROBLEM if kept[0].get(name) not in (None, "")), "id")
-    identifiers = checks.identifiers(kept, field)
+    identifiers = checks.identifiers(kept, problem_field(kept))
     fewest = min(samples for samples, _ in counts)
     return Scored(coverage(counts, _asked(k, fewest)), _decisions(identifiers, counts))
 
 
-def coverage(counts: Sequence[tuple[int, int]], ks: Sequence[int]) -> dict[str, Measure]:
-    """pass@<k> for each k, over problems of which (samples, correct) are given."""
+def coverage(counts: Sequence[tuple[int, int]], ks: Sequence[int], failed: int = 0) -> dict[str, Measure]:
+    """pass@<k> for each k, of (samples, correct) of each problem; `failed` samples are among the wrong."""
     signature = signed("pass@k", estimator="unbiased", source="Chen2021")
-    return {f"pass@{k}": mean([pass_at_k(n, c, k) for n, c in counts], 0, signature) for k in ks}
+    return {f"pass@{k}": mean([pass_at_k(n, c, k) for n, c in counts], failed, signature) for k in ks}
 
 
 def _asked(k: int | Sequence[int] | None, fewest: int) -> list[int]:
     if k is None:
         return sizes(fewest)
-    ks = [k] if isinstance(k, int) else list(k)
+    ks = list(k) if isinstance(k, list | tuple) else [k]
     for one in ks:
         if not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= fewest:
             raise BadInput(f"k={one}: give integers from 1 to {fewest}, the fewest samples of a problem")
     return ks
 
 
-def _group(rows: Sequence[checks.Row], chosen: Mapping[str, str | None]) -> list[checks.Row]:
+def problem_field(rows: Sequence[checks.Row]) -> str:
+    """The field that names a row's problem."""
+    return next((name for name in _PROBLEM if rows[0].get(name) not in (None, "")), "id")
+
+
+def group(rows: Sequence[checks.Row], chosen: Mapping[str, str | None]) -> list[checks.Row]:
+    """The rows of the set, model and benchmark that `chosen` names; raises BadInput for several groups."""
     kept = list(rows)
     for field in GROUPS:
         names = list(dict.fromkeys(str(row[field]) for row in kept if row.get(field) not in (None, "")))

@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from toa_exp.build import build
 from toa_exp.errors import BadInput
-from toa_exp.scoring.counts import GROUPS, score_counts
+from toa_exp.scoring.counts import GROUPS, group, problem_field, score_counts
 from toa_exp.scoring.files import read
 from toa_exp.scoring.further import with_metric
 from toa_exp.scoring.measure import Scored
 from toa_exp.scoring.pairs import score_pairs
-from toa_exp.scoring.rows import Row
+from toa_exp.scoring.rows import Row, identifiers
+from toa_exp.tasks.part import check_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Form:
 
 def score_file(config: DictConfig) -> Scored:
     """The metrics of `outputs`; raises BadInput where its form is none that the task takes."""
+    check_limit(config.task.get("limit"))
     rows = read(Path(config.outputs), "outputs")
     kind = _kind(config)
     forms = [form for form in FORMS if form.name in kind]
@@ -52,22 +54,33 @@ def _kind(config: DictConfig) -> tuple[str, ...]:
 
 
 def _hypotheses(rows: Sequence[Row], config: DictConfig) -> Scored:
+    from toa_exp.metrics.translation import pair_in_name
+    from toa_exp.scoring.segments import Segments
     from toa_exp.scoring.translation import score_systems
 
     given = config.reference
     reference = [str(label) for label in given] if OmegaConf.is_list(given) else given and str(given)
+    pair = None if OmegaConf.is_missing(config.task, "pair") else config.task.pair
+    segments = Segments(
+        config.task.get("path"), config.task.get("testset"), pair or pair_in_name(Path(config.outputs))
+    )
+    ids, limit = _part(config)
+    _present(rows, ids, config)
+    kept, absent = segments.chosen(rows, limit, ids)
     return score_systems(
-        _chosen(rows, config),
+        kept,
         Path(config.outputs),
         system=None if config.system is None else str(config.system),
         reference=reference,
-        pair=None if OmegaConf.is_missing(config.task, "pair") else config.task.pair,
+        pair=pair,
+        absent=absent,
     )
 
 
 def _preferences(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.preferences import from_table, score_preferences
 
+    _whole(config, "preference tables")
     return score_preferences(from_table(rows), _references(config))
 
 
@@ -95,7 +108,8 @@ def _pairs(rows: Sequence[Row], config: DictConfig) -> Scored:
 
 def _counts(rows: Sequence[Row], config: DictConfig) -> Scored:
     k = list(config.k) if OmegaConf.is_list(config.k) else config.k
-    return score_counts(rows, k=k, chosen={field: config[field] for field in GROUPS})
+    kept = group(rows, {field: config[field] for field in GROUPS})
+    return score_counts(_chosen(kept, config, problem_field(kept)), k=k, chosen={})
 
 
 def _outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
@@ -107,12 +121,14 @@ def _outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
 def _battles(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.battles import score_battles
 
+    _whole(config, "battles")
     return score_battles(rows, system=config.system, baseline=config.baseline)
 
 
 def _judgments(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.battles import score_judgments
 
+    _whole(config, "judgments")
     return score_judgments(rows)
 
 
@@ -120,17 +136,35 @@ def _references(config: DictConfig) -> Path | None:
     return None if config.references is None else Path(config.references).expanduser()
 
 
-def _chosen(rows: Sequence[Row], config: DictConfig) -> Sequence[Row]:
-    """The rows that task.ids and task.limit keep."""
+def _part(config: DictConfig) -> tuple[set[str] | None, int | None]:
+    """What task.ids and task.limit name; None is all."""
     from toa_exp.tasks.source import chosen_ids
 
     ids = chosen_ids(OmegaConf.to_container(config.task).get("ids"))  # type: ignore[union-attr]
+    return ids, config.task.get("limit")
+
+
+def _present(rows: Sequence[Row], ids: set[str] | None, config: DictConfig, field: str = "id") -> None:
+    """Raises BadInput for ids that are named and that no row has; rows without are numbered from 0."""
+    if ids is not None and (missing := sorted(ids - set(identifiers(rows, field)))):
+        raise BadInput(f"outputs={config.outputs} has no row with {field} {', '.join(missing[:5])}")
+
+
+def _chosen(rows: Sequence[Row], config: DictConfig, field: str = "id") -> Sequence[Row]:
+    """The rows that task.ids and task.limit keep."""
+    ids, limit = _part(config)
     if ids is not None:
-        found = {str(row.get("id")) for row in rows}
-        if missing := sorted(ids - found):
-            raise BadInput(f"outputs={config.outputs} has no row with id {', '.join(missing[:5])}")
-        rows = [row for row in rows if str(row.get("id")) in ids]
-    return rows[: config.task.get("limit")]
+        _present(rows, ids, config, field)
+        rows = [row for row, one in zip(rows, identifiers(rows, field), strict=True) if one in ids]
+    return rows[:limit]
+
+
+def _whole(config: DictConfig, form: str) -> None:
+    """Raises BadInput where only some problems are asked for of a form that is scored as a whole."""
+    if _part(config) != (None, None):
+        raise BadInput(
+            f"{form} are scored as a whole: take out task.limit and task.ids, or give a file of fewer rows"
+        )
 
 
 FORMS = [

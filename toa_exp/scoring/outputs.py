@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,22 @@ _MEND = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """The metrics of a sample, and why it failed, if it did."""
+
+    metrics: Mapping[str, Metric]
+    failed: str | None
+
+
 def score_outputs(rows: Sequence[checks.Row], task: Task, *, more: bool = False) -> Scored:
     """The task's metrics of one output a problem, joined by `id`.
 
     An output may be a list of samples: then the metric is their mean, and accuracy also gives
-    coverage (pass@<k>) and the accuracy of the majority vote. Missing outputs (null, empty) count as
-    failed and are scored as an empty text. Raises BadInput where ids are not those of the task, and where
-    the task has no metric, unless `more` are to be had of the outputs.
+    coverage (pass@<k>) and the accuracy of the majority vote. Missing outputs (null, empty) and those
+    that could not be verified count as failed; they are scored as an empty text, and as wrong. Raises
+    BadInput where ids are not those of the task, and where the task has no metric, unless `more` are to
+    be had of the outputs.
     """
     return asyncio.run(_score(rows, task, more))
 
@@ -42,8 +52,9 @@ async def _score(rows: Sequence[checks.Row], task: Task, more: bool) -> Scored:
         problems = list(task.problems())
         identifiers = checks.identifiers(rows)
         samples = dict(zip(identifiers, map(_samples, rows), strict=True))
-        for identifier in getattr(task, "empty", ()):  # there was nothing to answer
-            samples.pop(identifier, None)
+        for problem in getattr(task, "empty", {}).values():  # a test set's scores are over all of it
+            problems.append(problem)
+            samples.setdefault(problem.id, [""])
         checks.same([problem.id for problem in problems], samples, "the outputs", _MEND)
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(_judge(task, problem, samples[problem.id])) for problem in problems]
@@ -62,44 +73,64 @@ def _samples(row: checks.Row) -> list[str]:
     return [checks.text({"output": one}, "output", where) or "" for one in given]
 
 
-async def _judge(task: Task, problem: Problem, samples: Sequence[str]) -> list[Mapping[str, Metric]]:
-    return [await task.score(problem, text) for text in samples]
+async def _judge(task: Task, problem: Problem, samples: Sequence[str]) -> list[_Judged]:
+    verified = getattr(task, "verified", None)
+    judged = []
+    for text in samples:
+        failed = None if text.strip() or not problem.prompt.strip() else "empty"
+        metrics = await task.score(problem, text)
+        if failed is None and verified is not None and not await verified(problem, text):
+            failed = "not verified"
+        judged.append(_Judged(metrics, failed))
+    return judged
 
 
 def _gathered(
     task: Task,
     problems: Sequence[Problem],
     samples: Mapping[str, Sequence[str]],
-    judged: Sequence[Sequence[Mapping[str, Metric]]],
+    judged: Sequence[Sequence[_Judged]],
     more: bool,
 ) -> Scored:
-    names = list(judged[0][0])
+    names = list(judged[0][0].metrics)
     if not names and not more:
         raise BadInput("the task's problems have no reference to score against")
-    failed = sum(not text.strip() for texts in samples.values() for text in texts)
+    failed = sum(one.failed is not None for of_problem in judged for one in of_problem)
     several = any(len(texts) > 1 for texts in samples.values())
     pools = pools_of(getattr(task, "pools", {}))
     made = {"task": task.fingerprint(), "failed": "scored_as_empty"}
+    pooled = _signatures(task, problems)
     measures: dict[str, Measure] = {}
     for name in names:
         signature = signed(name, **_flat(made))
         if name not in pools:
-            values = [float(np.mean([one[name] for one in of_problem])) for of_problem in judged]
+            values = [float(np.mean([one.metrics[name] for one in of_problem])) for of_problem in judged]
             measures[name] = mean(values, failed, signature)
         elif several:
             raise BadInput(f"{name} is of one output a problem; give no lists")
         else:
-            table = np.array([of_problem[0][name] for of_problem in judged], dtype=np.float64)
+            table = np.array([of_problem[0].metrics[name] for of_problem in judged], dtype=np.float64)
             value, lower, upper = bootstrap(table, pools[name])
+            signature = pooled.get(name, signature)
             measures[name] = Measure(value, (lower, upper), len(problems), failed, signature)
     if several and "accuracy" in names:
         measures |= _of_samples(task, problems, samples, judged, failed)
     rows = [
-        {"id": problem.id, **_decision(of_problem, pools), "failed": _failure(samples[problem.id])}
+        {"id": problem.id, **_decision(of_problem, pools), "failed": _failure(of_problem)}
         for problem, of_problem in zip(problems, judged, strict=True)
     ]
     outputs = [] if several else [_output(problem, samples[problem.id][0]) for problem in problems]
     return Scored(measures, rows, outputs, failed)
+
+
+def _signatures(task: Task, problems: Sequence[Problem]) -> Mapping[str, str]:
+    """Those that a task has of its own for its metrics."""
+    made = getattr(task, "signatures", None)
+    if made is None:
+        return {}
+    counts = {len(references_of(problem)) for problem in problems}
+    found: Mapping[str, str] = made(counts.pop() if len(counts) == 1 else -1)
+    return found
 
 
 def _output(problem: Problem, text: str) -> Output:
@@ -110,33 +141,34 @@ def _of_samples(
     task: Task,
     problems: Sequence[Problem],
     samples: Mapping[str, Sequence[str]],
-    judged: Sequence[Sequence[Mapping[str, Metric]]],
+    judged: Sequence[Sequence[_Judged]],
     failed: int,
 ) -> dict[str, Measure]:
     """Coverage, and the accuracy of a sample that states the most frequent answer."""
-    counts = [(len(ones), sum(one["accuracy"] == 1.0 for one in ones)) for ones in judged]
+    counts = [(len(ones), sum(one.metrics["accuracy"] == 1.0 for one in ones)) for ones in judged]
     votes = []
     for problem, of_problem in zip(problems, judged, strict=True):
         replies = [_reply(text) for text in samples[problem.id]]
         chosen = majority_vote(replies, task.final_answer)
-        accuracy = 0.0 if chosen is None else of_problem[chosen]["accuracy"]
+        accuracy = 0.0 if chosen is None else of_problem[chosen].metrics["accuracy"]
         assert isinstance(accuracy, float)
         votes.append(accuracy)
     vote = mean(votes, failed, signed("majority_vote", ties="first"))
-    return coverage(counts, sizes(min(n for n, _ in counts))) | {"majority_vote": vote}
+    return coverage(counts, sizes(min(n for n, _ in counts)), failed) | {"majority_vote": vote}
 
 
 def _reply(text: str) -> Reply:
     return Reply(Request("outputs"), text, 0.0, Usage(0, 0), None if text.strip() else "empty")
 
 
-def _decision(ones: Sequence[Mapping[str, Metric]], pools: Mapping[str, object]) -> dict[str, Any]:
-    plain = [name for name in ones[0] if name not in pools]
-    return {name: float(np.mean([one[name] for one in ones])) for name in plain}
+def _decision(ones: Sequence[_Judged], pools: Mapping[str, object]) -> dict[str, Any]:
+    plain = [name for name in ones[0].metrics if name not in pools]
+    return {name: float(np.mean([one.metrics[name] for one in ones])) for name in plain}
 
 
-def _failure(texts: Sequence[str]) -> str | None:
-    return "empty" if all(not text.strip() for text in texts) else None
+def _failure(ones: Sequence[_Judged]) -> str | None:
+    """Why a problem has no answer at all, None where a sample is one."""
+    return ones[0].failed if all(one.failed for one in ones) else None
 
 
 def _flat(made: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +42,10 @@ def _pair(row: checks.Row, number: int) -> tuple[str, str]:
 
 
 def _written(row: checks.Row, field: str, where: str) -> str | None:
-    """The text of a field; a number is written out."""
+    """The text of a field; a number is written out, and one that is none (NaN, infinite) is missing."""
     value = row.get(field)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return checks.text(row, field, where)

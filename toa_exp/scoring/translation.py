@@ -10,11 +10,14 @@ from typing import Any
 from toa_exp.errors import BadInput, choose
 from toa_exp.metrics.translation import measures, pair_in_name, target_of
 from toa_exp.scoring import rows as checks
+from toa_exp.scoring.languages import has_kana, one_language
 from toa_exp.scoring.measure import Output, Scored
+from toa_exp.scoring.segments import highest
 
 log = logging.getLogger(__name__)
 _LANGUAGES = ("pair", "langpair", "lp", "lang", "language", "src_lang", "tgt_lang")
 _OF_SCRIPT = {"CJK": "zh", "HANGUL": "ko"}
+_COPY = 0.9  # a share of texts alike, from which one reference is a copy of another
 
 
 def score_systems(
@@ -24,12 +27,15 @@ def score_systems(
     system: str | None,
     reference: str | Sequence[str] | None,
     pair: str | None,
+    absent: int | None = None,
 ) -> Scored:
-    """BLEU and chrF of one system's `hyps` against one of the `refs`, several, or all of them.
+    """BLEU and chrF of one system's `hyps` against one of the `refs`, several, or `all` of them.
+
+    Without `reference` it is all but those that are near copies of another one.
 
     The pair, which decides the tokenizer, is given, or read off the file's name, or told from the
-    script of the references. Segments are numbered from 0; those absent from the file, and empty
-    hypotheses of segments whose reference is not empty, count as failed.
+    script of the references. Segments that are `absent` from the file (None: the gaps in its ids), and
+    empty hypotheses of segments whose reference is not empty, count as failed.
     """
     identifiers = checks.identifiers(rows)
     name = _system(rows, system)
@@ -40,7 +46,8 @@ def score_systems(
     lost = [
         not h.strip() and any(r.strip() for r in rs) for h, rs in zip(hypotheses, references, strict=True)
     ]
-    absent = _absent(rows)
+    if absent is None:
+        absent = highest(identifiers) - len(rows)
     _say(lost, absent)
     other = [
         checks.script(h) not in (None, checks.script(rs[0]))
@@ -71,17 +78,37 @@ def _system(rows: Sequence[checks.Row], system: str | None) -> str:
 
 
 def _labels(rows: Sequence[checks.Row], reference: str | Sequence[str] | None) -> list[str]:
-    """The labels of the references to score against; None and `all` are every one."""
+    """The labels of the references to score against; None is every one that is no copy."""
     labels = list(dict.fromkeys(label for row in rows for label in _mapping(row, "refs")))
     if not labels:
         raise BadInput("the file has no references")
-    if reference is None or reference == "all":
+    if reference is None:
+        return _without_copies(rows, labels)
+    if reference == "all":
         return labels
     chosen = reference.split(",") if isinstance(reference, str) else [str(label) for label in reference]
     for label in chosen:
         if label not in labels:
             raise choose("reference", label, labels)
     return chosen
+
+
+def _without_copies(rows: Sequence[checks.Row], labels: Sequence[str]) -> list[str]:
+    """Of references that are nearly the same the first by name, in the order of `labels`."""
+    kept: list[str] = []
+    for label in sorted(labels):
+        alike = next((other for other in kept if _alike(rows, label, other)), None)
+        if alike is None:
+            kept.append(label)
+        else:
+            log.warning("reference %r is nearly the same as %r, so it is not used; reference=all takes both",
+                        label, alike)  # fmt: skip
+    return [label for label in labels if label in kept]
+
+
+def _alike(rows: Sequence[checks.Row], label: str, other: str) -> bool:
+    texts = [_mapping(row, "refs") for row in rows]
+    return sum(given.get(label) == given.get(other) for given in texts) >= _COPY * len(rows)
 
 
 def _mapping(row: checks.Row, field: str) -> Mapping[str, Any]:
@@ -114,8 +141,12 @@ def _target(
                 f"the rows are of several languages ({field}: {', '.join(sorted(found))}); "
                 f"score each pair on its own"
             )
-    checks.one_script((str(row.get("src") or "") for row in rows), "sources")
-    script = checks.one_script((given[0] for given in references), "references")
+    sources = [str(row.get("src") or "") for row in rows]
+    checks.one_script(sources, "sources")
+    one_language(sources, "sources")
+    scripts = [checks.one_script(texts, "references") for texts in zip(*references, strict=True)]
+    for texts in zip(*references, strict=True):
+        one_language(texts, "references")
     named = pair_in_name(path)
     if pair and named and pair != named:
         raise BadInput(
@@ -123,21 +154,17 @@ def _target(
         )
     if pair or named:
         return target_of(str(pair or named))
-    guess = _OF_SCRIPT.get(str(script))
+    guess = _OF_SCRIPT.get(str(scripts[0]))
+    if guess == "zh" and sum(has_kana(given[0]) for given in references) > len(rows) / 2:
+        guess = "ja"
     if guess:
         log.warning("no language pair is given: from the script the target is taken for %r; "
                     "task.pair=<source>-<target> says it", guess)  # fmt: skip
     return guess
 
 
-def _absent(rows: Sequence[checks.Row]) -> int:
-    """How many segments are missing below the highest number, where ids are numbers."""
-    numbers = [row["id"] for row in rows if isinstance(row.get("id"), int)]
-    return max(numbers) + 1 - len(numbers) if len(numbers) == len(rows) else 0
-
-
 def _say(lost: Sequence[bool], absent: int) -> None:
     if any(lost):
         log.warning("%d hypotheses are empty: scored as such, and counted as failed", sum(lost))
     if absent:
-        log.warning("ids are numbers, and %d below the highest are absent: counted as failed", absent)
+        log.warning("%d segments of the test set have no row: counted as failed", absent)

@@ -9,6 +9,12 @@ from toa_exp.errors import BadInput
 from toa_exp.tasks.source import chosen_ids
 
 
+def check_limit(limit: object, noun: str = "problem") -> None:
+    """Raises BadInput for a `task.limit` that is neither null nor an integer of 1 or more."""
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise BadInput(f"task.limit={limit}: give a number of {noun}s, 1 or more, or null for all")
+
+
 class Part:
     """The first `limit` problems of those that `ids` names, as `source.chosen_ids` reads it; None is all.
 
@@ -18,17 +24,20 @@ class Part:
     def __init__(
         self, limit: int | None, ids: Sequence[str | int] | str | int | None, noun: str = "problem"
     ) -> None:
-        if limit is not None and limit < 1:
-            raise BadInput(f"task.limit={limit}: give a number of {noun}s, 1 or more, or null for all")
+        check_limit(limit, noun)
         self._limit = limit
         self._ids = chosen_ids(ids)
         self._noun = noun
+
+    def names(self, identifier: str) -> bool:
+        """Whether `ids` has an id, or is none."""
+        return self._ids is None or identifier in self._ids
 
     def take(self, problems: Iterable[Problem]) -> Iterator[Problem]:
         """Those of `problems` that are taken; no more is read than that needs."""
         kept = 0
         for problem in problems:
-            if self._ids is None or problem.id in self._ids:
+            if self.names(problem.id):
                 yield problem
                 kept += 1
                 if kept == self._limit:

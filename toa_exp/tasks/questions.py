@@ -73,7 +73,13 @@ class Questions:
         """Accuracy: 1.0 where the text's final answer equals the reference, else 0.0."""
         if problem.reference is None or self._judge is None:
             return {}
-        return {"accuracy": float(await self._judge.correct(str(problem.reference), text))}
+        return {"accuracy": float(await self._judge.correct(str(problem.reference), text) or False)}
+
+    async def verified(self, problem: Problem, text: str) -> bool:
+        """Whether the judge could tell if the text is right; what it could not counts as wrong."""
+        if problem.reference is None or self._judge is None:
+            return True
+        return await self._judge.correct(str(problem.reference), text) is not None
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The judge."""

@@ -39,7 +39,7 @@ class SimulatedProblems:
 
     async def score(self, problem: Problem, text: str) -> Mapping[str, float]:
         """Accuracy: 1.0 where the final answer is the problem's, else 0.0."""
-        return {"accuracy": float(await self._judge.correct(problem.reference, text))}
+        return {"accuracy": float(await self._judge.correct(problem.reference, text) or False)}
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The judge."""

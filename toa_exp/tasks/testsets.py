@@ -8,6 +8,23 @@ from typing import Any
 
 from toa_exp.errors import BadInput, choose
 
+SIZES = {
+    "wmt22": {"cs-en": 1448, "de-en": 1984, "zh-en": 1875},
+    "wmt23": {"de-en": 549, "zh-en": 1976},
+}
+"""Numbers of segments, for where the test sets are not at hand."""
+
+
+def size(testset: str, pair: str) -> int | None:
+    """How many segments a test set has, where that is known without the net; else None."""
+    from sacrebleu.dataset import DATASETS
+
+    known = SIZES.get(testset, {}).get(pair)
+    if known is not None or testset not in DATASETS or pair not in DATASETS[testset].langpairs:
+        return known
+    copy = Path(DATASETS[testset]._get_txt_file_path(pair, "src"))
+    return len(_lines(str(copy))) if copy.is_file() else None
+
 
 def segments(testset: str, pair: str) -> Iterator[dict[str, Any]]:
     """Rows of id (from 0), src and refs by label: the references that sacrebleu scores with.

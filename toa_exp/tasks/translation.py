@@ -52,7 +52,7 @@ class Translation:
         self._pair, self._testset, self._path = pair, testset, path
         self._labels = [reference] if isinstance(reference, str) else reference
         self._prompts = Prompts(**prompts)
-        self.empty: set[str] = set()
+        self.empty: dict[str, Problem] = {}
         self.pools = {name: f"toa_exp.metrics.pooled.{name}" for name in METRICS}
 
     def count(self) -> int:
@@ -64,7 +64,7 @@ class Translation:
         return sum(1 for _ in self._part.checked(self.problems(), self._where()))
 
     def problems(self) -> Iterator[Problem]:
-        """The segments in the order of the data; empty ones are left out, their ids in `empty`."""
+        """The segments in the order of the data; those without a source are left out, in `empty`."""
         return self._part.take(self._filled())
 
     def render(self, problem: Problem, template: str, drafts: Sequence[str]) -> list[Message]:
@@ -78,10 +78,14 @@ class Translation:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The signatures of the metrics."""
+        return self.signatures(-1 if self._labels is None else len(self._labels))
+
+    def signatures(self, references: int) -> Mapping[str, str]:
+        """sacrebleu's signature of each metric, of segments with so many references each, -1 for several."""
         found = {}
         for name in METRICS:
             metric = sacrebleu_metric(name, self._target)
-            metric.num_refs = -1 if self._labels is None else len(self._labels)
+            metric.num_refs = references
             found[name] = metric.get_signature().format()
         return found
 
@@ -102,8 +106,8 @@ class Translation:
             problem = self._problem(number, row)
             if problem.prompt:
                 yield problem
-            else:
-                self.empty.add(problem.id)
+            elif self._part.names(problem.id):
+                self.empty[problem.id] = problem
 
     def _where(self) -> str:
         return self._path or f"{self._testset} {self._pair}"
@@ -119,7 +123,12 @@ class Translation:
         for label in labels:
             if label not in references:
                 raise choose("reference", label, list(references))
-        chosen = [str(references[label]) for label in labels]
+            if not isinstance(references[label], str):
+                raise BadInput(
+                    f"{where}: reference {label!r} is {references[label]!r:.60}; give a text, or choose "
+                    f"another one: task.reference=<label>"
+                )
+        chosen = [references[label] for label in labels]
         return Problem(
             str(row.get("id", number)), source.strip(), chosen, {"pair": self._pair, **self._names}
         )
