@@ -100,3 +100,43 @@ def test_decisions_are_those_recorded(shared):
     found = verdicts(given, timeout=20.0)
     different = [row["id"] for row, want, got in zip(rows, expected, found, strict=True) if bool(want) != got]
     assert different == []
+
+
+def ballots(*texts, **options):
+    async def judge():
+        math = MathVerify(**options)
+        try:
+            return await math.ballots(texts)
+        finally:
+            await math.close()
+
+    return asyncio.run(judge())
+
+
+def test_equal_answers_are_one_ballot_however_they_are_written():
+    found = ballots(
+        "4", "5", r"\boxed{5}", r"So \boxed{\frac{10}{2}}.", "It is $5$ apples", "Answer: 5.0", r"\boxed{4}"
+    )
+    assert found == ["4", "5", "5", "5", "5", "5", "4"]
+
+
+def test_what_states_no_answer_is_no_ballot():
+    assert ballots("", "I do not know", "no idea", "Answer: 7", " ") == [None, None, None, "7", None]
+
+
+def test_a_hostile_answer_does_not_stop_a_vote():
+    hostile = r"9^{9^{9^{9^{9}}}}!"
+    found = ballots(f"\\boxed{{{hostile}}}", "{" * 100_000, "7", r"\boxed{\frac{14}{2}}", timeout=2.0)
+    assert found[0] in (hostile, None) and found[2:] == ["7", "7"]
+
+
+def test_an_answer_that_cannot_be_compared_does_not_split_the_others(monkeypatch):
+    async def equal(self, reference, answer):
+        return None if "x" in (reference, answer) else float(reference) == float(answer)
+
+    async def asked(self, key):
+        return key[0].strip("$")
+
+    monkeypatch.setattr(MathVerify, "equal", equal)
+    monkeypatch.setattr(MathVerify, "_asked", asked)
+    assert ballots("x", "1", "1.0", "2", "2.0", "1.00") == ["x", "1", "1", "2", "2", "1"]

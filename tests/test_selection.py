@@ -1,16 +1,18 @@
 """Selection: which sample is the answer."""
 
+import asyncio
 import json
 import math
 from functools import partial
 from itertools import permutations
 
 import pytest
+from helpers import ToyTask
 
 from toa_exp.core import Reply, Request, Usage
 from toa_exp.errors import BadInput
 from toa_exp.metrics.coverage import pass_at_k
-from toa_exp.selection import best_reward, last, majority_vote, reward_weighted_vote
+from toa_exp.selection import best_reward, choose, last, majority_vote, reward_weighted_vote
 
 A = Request("a")
 
@@ -62,8 +64,20 @@ def test_the_first_wins_a_tie(select):
     assert select(replies(("1", 0.5), ("2", 0.5)), canonical) == 0
 
 
-def test_votes_without_any_answer_fall_back_on_the_reward():
-    assert majority_vote(replies(("x", 0.1), ("y", 0.2)), canonical) == 1
+def test_votes_without_any_answer_choose_none():
+    assert majority_vote(replies(("x", 0.1), ("y", 0.2)), canonical) is None
+    assert reward_weighted_vote(replies(("x", 0.1), ("y", 0.2)), canonical) is None
+
+
+@pytest.mark.parametrize("select", [majority_vote, partial(majority_vote), reward_weighted_vote, WEIGHTED])
+def test_votes_are_counted_as_the_task_compares_answers(select):
+    class Halves(ToyTask):
+        async def ballots(self, texts):
+            return [str(float(eval(text))) for text in texts]
+
+    cast = replies(("3", 0.6), ("1/2", 0.5), ("0.5", 0.4))
+    assert asyncio.run(choose(select, cast, Halves(1))) == 1
+    assert asyncio.run(choose(best_reward, cast, Halves(1))) == 0
 
 
 def test_accuracies_are_the_exact_expectations_over_subsets(shared):

@@ -23,8 +23,9 @@ from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Reward
 from toa_exp.rewards.warmup import WarmUp, check_tau, warm_up_of
-from toa_exp.runner import Runner, Selection
+from toa_exp.runner import Runner
 from toa_exp.sampler import Counts, Sampler
+from toa_exp.selection import Selection
 from toa_exp.storage import Storage
 from toa_exp.tasks.base import Task
 from toa_exp.trajectory import Player

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,16 @@ from typing import Any, Protocol, TextIO
 
 from toa_exp.aio import in_order
 from toa_exp.budgets import Budgets
-from toa_exp.core import Problem, Reply
+from toa_exp.core import Problem
 from toa_exp.cost import Cost
 from toa_exp.errors import Unavailable
 from toa_exp.metrics.base import Metric
-from toa_exp.selection import Canonical
+from toa_exp.selection import Selection as Selection
+from toa_exp.selection import choose
 from toa_exp.tasks.base import Task
 from toa_exp.trajectory import Player, Step
 
 log = logging.getLogger(__name__)
-
-Selection = Callable[[Sequence[Reply], Canonical], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ class Runner:
         for step in steps:
             cost.add(step.cost)
         replies = [step.reply for step in steps]
-        answer = self._selection(replies, self._task.final_answer)
+        answer = await choose(self._selection, replies, self._task)
         metrics = None
         if answer is not None:
             metrics = dict(await self._task.score(problem, replies[answer].text))

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from toa_exp.core import Reply
 from toa_exp.errors import BadInput
 
+if TYPE_CHECKING:
+    from toa_exp.tasks.base import Task
+
 Canonical = Callable[[str], str | None]
 """The final answer that a text states, so that equal answers are equal strings; None if none."""
+
+Selection = Callable[[Sequence[Reply], Canonical], int | None]
+Voting = TypeVar("Voting", bound=Callable[..., int | None])
+
+
+async def choose(selection: Selection, replies: Sequence[Reply], task: Task) -> int | None:
+    """The index of the reply that a selection chooses; its votes are counted as the task compares answers."""
+    ballots = getattr(task, "ballots", None)
+    function = selection.func if isinstance(selection, partial) else selection
+    if ballots is None or not getattr(function, "votes", False):
+        return selection(replies, task.final_answer)
+    texts = list(dict.fromkeys(replies[index].text for index in _usable(replies)))
+    votes: dict[str, str | None] = dict(zip(texts, await ballots(texts), strict=True))
+    return selection(replies, votes.get)
+
+
+def voting(selection: Voting) -> Voting:
+    """Mark a selection as one that reads final answers."""
+    selection.votes = True  # type: ignore[attr-defined]
+    return selection
 
 
 def best_reward(replies: Sequence[Reply], canonical: Canonical) -> int | None:
@@ -23,15 +48,17 @@ def last(replies: Sequence[Reply], canonical: Canonical) -> int | None:
     return max(_usable(replies), default=None)
 
 
+@voting
 def majority_vote(replies: Sequence[Reply], canonical: Canonical) -> int | None:
     """The best-rewarded reply among those that state the most frequent answer.
 
     Of equally frequent answers the one stated first wins. Replies without a final answer have no
-    vote; where none has one the highest reward decides.
+    vote; where none has one there is no answer.
     """
     return _vote(replies, canonical, lambda index: 1.0)
 
 
+@voting
 def reward_weighted_vote(
     replies: Sequence[Reply], canonical: Canonical, *, temperature: float | None = None
 ) -> int | None:
@@ -64,6 +91,6 @@ def _vote(replies: Sequence[Reply], canonical: Canonical, weight: Callable[[int]
         if answer is not None:
             ballots.setdefault(answer, []).append(index)
     if not ballots:
-        return best_reward(replies, canonical)
+        return None
     winners = max(ballots.values(), key=lambda indices: sum(map(weight, indices)))
     return max(winners, key=lambda index: replies[index].reward)

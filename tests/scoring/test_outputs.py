@@ -78,3 +78,26 @@ def test_a_segment_without_source_is_scored_and_not_failed(tmp_path):
     measure = score_outputs(outputs("One sentence here.", ""), task).measures["chrf"]
     assert (measure.n, measure.failed) == (2, 0) and measure.value < 100
     assert score_outputs(outputs("One sentence here."), task).measures["chrf"].n == 2
+
+
+def test_a_majority_of_equal_answers_wins_and_no_answer_is_counted(tmp_path):
+    pytest.importorskip("math_verify")
+    from toa_exp.metrics.math import MathVerify
+
+    task = questions(tmp_path, ["5", "5", "5", "5"], MathVerify())
+    given = outputs(
+        ["4", "5", "5", "5"],
+        ["It is $4$.", "We get $5$.", "So $5$ it is."],
+        [r"\boxed{4}", r"\boxed{4}", r"\boxed{5}", r"\boxed{\frac{10}{2}}", r"\boxed{5.0}"],
+        ["I do not know", "no idea at all", None],
+    )
+    measures = score_outputs(given, task).measures
+    assert (measures["majority_vote"].value, measures["majority_vote"].failed) == (0.75, 1)
+    assert measures["majority_vote"].n == 4 and "judge:math-verify" in measures["majority_vote"].signature
+
+
+def test_an_exact_majority_is_of_what_accuracy_compares(tmp_path):
+    task = questions(tmp_path, ["5"], ExactMatch())
+    assert (
+        score_outputs(outputs(["4", "5", "Answer: 5.0", " 5 "]), task).measures["majority_vote"].value == 1.0
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 
 _LINE = re.compile(
@@ -52,6 +52,11 @@ def normalise(answer: str) -> str:
     return plain
 
 
+def _stated(text: str) -> str:
+    stated = final_answer(text)
+    return normalise(text if stated is None else stated)
+
+
 class ExactMatch:
     """Judge: the final answer, or the whole text where none is marked, equals the reference."""
 
@@ -61,12 +66,15 @@ class ExactMatch:
 
     async def correct(self, reference: str, text: str) -> bool | None:
         """Whether both are equal after `normalise`."""
-        stated = final_answer(text)
-        return normalise(text if stated is None else stated) == normalise(reference)
+        return _stated(text) == normalise(reference)
 
     async def equal(self, reference: str, answer: str) -> bool | None:
         """Whether both are equal after `normalise`."""
         return normalise(answer) == normalise(reference)
+
+    async def ballots(self, texts: Sequence[str]) -> list[str | None]:
+        """What `correct` compares of each text; None of a text without any."""
+        return [_stated(text) or None for text in texts]
 
     async def close(self) -> None:
         """Nothing is held."""

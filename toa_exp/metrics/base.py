@@ -24,6 +24,10 @@ class Judge(Protocol):
         """Whether an answer, with nothing around it, equals the reference; None if it cannot be told."""
         ...
 
+    async def ballots(self, texts: Sequence[str]) -> list[str | None]:
+        """The final answer of each text, equal ones as the same string; None where there is none."""
+        ...
+
     async def close(self) -> None:
         """Free what the judge holds."""
         ...

@@ -11,8 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ _PATIENCE = 30  # times the limit of processor time, on a loaded machine
 _END = 10.0  # seconds for a worker that has closed its output to be gone
 _DELIMITERS = re.compile(r"\$|(?<!\\)\\[(\[]|\\boxed")  # \\[2pt] is the end of a row
 _AMOUNT = re.compile(r"\\\$")
+_UNDECIDED = 2  # comparisons of an answer, after which it is compared with no more
+_PROSE = re.compile(r"(?<![\\\w])[^\W\d_][^\W\d_']+\s+[^\W\d_][^\W\d_']+")  # two words
 
 
 # Math-Verify's parser is complete only with this version of ANTLR, and Hydra needs another. The worker
@@ -54,7 +56,7 @@ class MathVerify:
         self._timeout = timeout
         self._size = workers
         self._idle: asyncio.Queue[_Worker] | None = None
-        self._verdicts: OrderedDict[tuple[str, str], bool | None] = OrderedDict()
+        self._known: OrderedDict[tuple[str, ...], bool | str | None] = OrderedDict()
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The versions of Math-Verify and of ANTLR, and the time limit."""
@@ -68,22 +70,62 @@ class MathVerify:
 
     async def equal(self, reference: str, answer: str) -> bool | None:
         """Whether the answers are equal, each read as it stands; None if that was not verified."""
-        key = _pair(reference, answer)
-        if key in self._verdicts:
-            self._verdicts.move_to_end(key)
-            return self._verdicts[key]
+        verdict = await self._asked(_pair(reference, answer))
+        return None if verdict is None else bool(verdict)
+
+    async def ballots(self, texts: Sequence[str]) -> list[str | None]:
+        """The final answers of texts, those that Math-Verify finds equal as the same string.
+
+        Texts are read as by `correct`. None is a text without an answer, prose, or one whose answer
+        cannot be read within the limits.
+        """
+        stated = [_stated(text) for text in texts]
+        found = [None if _is_prose(one) else await self._asked((_delimited(one),)) for one in stated]
+        written = [str(one) if one else None for one in found]
+        first: dict[str, str] = {}
+        for one, text in zip(written, stated, strict=True):
+            if one is not None:
+                first.setdefault(one, text)
+        same = await self._groups(first)
+        return [None if one is None else same[one] for one in written]
+
+    async def _groups(self, answers: Mapping[str, str]) -> dict[str, str]:
+        """By each answer the first one that is equal; `answers` are texts to read it in."""
+        same: dict[str, str] = {}
+        undecided: Counter[str] = Counter()
+        for answer, text in answers.items():
+            same[answer] = answer
+            for other in [other for other, head in same.items() if other == head != answer]:
+                if max(undecided[answer], undecided[other]) >= _UNDECIDED:
+                    continue
+                alike = await self._alike(answers[other], text)
+                if alike:
+                    same[answer] = other
+                    break
+                undecided.update([answer, other] if alike is None else [])
+        return same
+
+    async def _alike(self, first: str, second: str) -> bool | None:
+        """Whether either is right where the other is the reference, which it may be in one order alone."""
+        return await self.equal(first, second) or await self.equal(second, first)
+
+    async def _asked(self, key: tuple[str, ...]) -> bool | str | None:
+        """What the worker says of texts."""
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
         if self._idle is None:
             self._idle = asyncio.Queue()
             for _ in range(self._size):
                 self._idle.put_nowait(_Worker(self._timeout))
         worker = await self._idle.get()
         try:
-            verdict = await worker.ask(*key)
+            verdict = await worker.ask(key)
         finally:
             self._idle.put_nowait(worker)
-        self._verdicts[key] = verdict
-        if len(self._verdicts) > _REMEMBERED:
-            self._verdicts.popitem(last=False)
+        self._known[key] = verdict
+        if len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
         return verdict
 
     async def close(self) -> None:
@@ -99,6 +141,11 @@ def _is_delimited(text: str) -> bool:
 def _stated(text: str) -> str:
     """What of a text Math-Verify reads the answer in."""
     return text if _is_delimited(_AMOUNT.sub("", text)) else final_answer(text) or text
+
+
+def _is_prose(stated: str) -> bool:
+    """Whether no answer is marked in any way in words."""
+    return not _is_delimited(stated) and _PROSE.search(stated) is not None
 
 
 def _pair(reference: str, answer: str) -> tuple[str, str]:
@@ -125,13 +172,13 @@ class _Worker:
         self._timeout = timeout
         self._process: asyncio.subprocess.Process | None = None
 
-    async def ask(self, reference: str, answer: str) -> bool | None:
-        """The verdict; None for an answer that takes too much time or memory, or that ends two workers."""
+    async def ask(self, texts: Sequence[str]) -> bool | str | None:
+        """What the worker says of texts; None for those over the limits, or that end two workers."""
         for _ in range(2):
             process = self._process or await self._start()
-            line = await self._line(process, json.dumps([reference, answer]).encode() + b"\n")
+            line = await self._line(process, json.dumps(texts).encode() + b"\n")
             if line:
-                verdict: bool | None = json.loads(line)
+                verdict: bool | str | None = json.loads(line)
                 if verdict is None:
                     break
                 return verdict
@@ -140,7 +187,7 @@ class _Worker:
             await self.stop()
             if process.returncode == -signal.SIGXCPU:
                 break
-        log.warning("not verified within %g s and the worker's memory: %.80r", self._timeout, answer)
+        log.warning("not verified within %g s and the worker's memory: %.80r", self._timeout, texts[-1])
         return None
 
     async def _line(self, process: asyncio.subprocess.Process, request: bytes) -> bytes:

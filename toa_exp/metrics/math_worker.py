@@ -1,5 +1,7 @@
-"""The worker of `toa_exp.metrics.math`: one JSON pair a line in, true, false or null a line out.
+"""The worker of `toa_exp.metrics.math`: one JSON list a line in, an answer a line out.
 
+To a reference and an answer it is whether they are equal, to one text the final answer in it as
+Math-Verify finds it, empty where it finds none.
 Null is the answer to what takes more memory or recursion than there is.
 It ends by SIGXCPU where an answer takes more processor time than the limit, its only argument.
 """
@@ -28,15 +30,17 @@ def main(requests: TextIO, answers: TextIO, limit: float) -> None:
     for line in requests:
         until = math.ceil(time.process_time() + limit)
         resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
-        reference, text = json.loads(line)
-        equal: bool | None
+        answer: bool | str | None
         try:
-            gold = parse(reference, parsing_timeout=None)
-            found = parse(text, parsing_timeout=None)
-            equal = bool(gold) and bool(verify(gold, found, timeout_seconds=None))
+            found = [parse(text, parsing_timeout=None) for text in json.loads(line)]
+            if len(found) == 1:
+                answer = str(found[0][-1]) if found[0] else ""
+            else:
+                gold, given = found
+                answer = bool(gold) and bool(verify(gold, given, timeout_seconds=None))
         except (MemoryError, RecursionError):
-            equal = None
-        answers.write(json.dumps(equal) + "\n")
+            answer = None
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 

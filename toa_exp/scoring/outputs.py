@@ -17,7 +17,7 @@ from toa_exp.metrics.pooled import pools_of
 from toa_exp.scoring import rows as checks
 from toa_exp.scoring.counts import coverage
 from toa_exp.scoring.measure import Measure, Output, Scored, mean, signed
-from toa_exp.selection import majority_vote
+from toa_exp.selection import choose, majority_vote
 from toa_exp.stats import bootstrap
 from toa_exp.tasks.base import Task, references_of
 
@@ -58,9 +58,11 @@ async def _score(rows: Sequence[checks.Row], task: Task, more: bool) -> Scored:
         checks.same([problem.id for problem in problems], samples, "the outputs", _MEND)
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(_judge(task, problem, samples[problem.id])) for problem in problems]
+            chosen = [group.create_task(_vote(task, samples[problem.id])) for problem in problems]
     finally:
         await task.close()
-    return _gathered(task, problems, samples, [one.result() for one in asked], more)
+    judged, votes = [one.result() for one in asked], [one.result() for one in chosen]
+    return _gathered(task, problems, samples, judged, votes, more)
 
 
 def _samples(row: checks.Row) -> list[str]:
@@ -90,6 +92,7 @@ def _gathered(
     problems: Sequence[Problem],
     samples: Mapping[str, Sequence[str]],
     judged: Sequence[Sequence[_Judged]],
+    votes: Sequence[int | None],
     more: bool,
 ) -> Scored:
     names = list(judged[0][0].metrics)
@@ -114,7 +117,7 @@ def _gathered(
             signature = pooled.get(name, signature)
             measures[name] = Measure(value, (lower, upper), len(problems), failed, signature)
     if several and "accuracy" in names:
-        measures |= _of_samples(task, problems, samples, judged, failed)
+        measures |= _of_samples(judged, votes, failed, _flat(made))
     rows = [
         {"id": problem.id, **_decision(of_problem, pools), "failed": _failure(of_problem)}
         for problem, of_problem in zip(problems, judged, strict=True)
@@ -138,23 +141,24 @@ def _output(problem: Problem, text: str) -> Output:
 
 
 def _of_samples(
-    task: Task,
-    problems: Sequence[Problem],
-    samples: Mapping[str, Sequence[str]],
-    judged: Sequence[Sequence[_Judged]],
-    failed: int,
+    judged: Sequence[Sequence[_Judged]], votes: Sequence[int | None], failed: int, made: Mapping[str, Any]
 ) -> dict[str, Measure]:
-    """Coverage, and the accuracy of a sample that states the most frequent answer."""
+    """Coverage, and the accuracy of the samples that were voted for; without one a problem is failed."""
     counts = [(len(ones), sum(one.metrics["accuracy"] == 1.0 for one in ones)) for ones in judged]
-    votes = []
-    for problem, of_problem in zip(problems, judged, strict=True):
-        replies = [_reply(text) for text in samples[problem.id]]
-        chosen = majority_vote(replies, task.final_answer)
-        accuracy = 0.0 if chosen is None else of_problem[chosen].metrics["accuracy"]
-        assert isinstance(accuracy, float)
-        votes.append(accuracy)
-    vote = mean(votes, failed, signed("majority_vote", ties="first"))
+    right = [
+        0.0 if chosen is None else float(ones[chosen].metrics["accuracy"] == 1.0)
+        for ones, chosen in zip(judged, votes, strict=True)
+    ]
+    signature = signed("majority_vote", **{**made, "ties": "first", "failed": "wrong"})
+    vote = mean(right, sum(chosen is None for chosen in votes), signature)
     return coverage(counts, sizes(min(n for n, _ in counts)), failed) | {"majority_vote": vote}
+
+
+async def _vote(task: Task, samples: Sequence[str]) -> int | None:
+    """The sample that the majority's answer stands in, None without any answer."""
+    if len(samples) == 1:
+        return 0 if samples[0].strip() else None
+    return await choose(majority_vote, [_reply(text) for text in samples], task)
 
 
 def _reply(text: str) -> Reply:

@@ -108,7 +108,8 @@ def _without_copies(rows: Sequence[checks.Row], labels: Sequence[str]) -> list[s
 
 def _alike(rows: Sequence[checks.Row], label: str, other: str) -> bool:
     texts = [_mapping(row, "refs") for row in rows]
-    return sum(given.get(label) == given.get(other) for given in texts) >= _COPY * len(rows)
+    alike = sum(1 for given in texts if given.get(label) == given.get(other))
+    return alike >= _COPY * len(rows)
 
 
 def _mapping(row: checks.Row, field: str) -> Mapping[str, Any]:

@@ -90,6 +90,12 @@ class Questions:
         answer = final_answer(text)
         return None if answer is None else normalise(answer)
 
+    async def ballots(self, texts: Sequence[str]) -> list[str | None]:
+        """What each text votes for, as the judge reads and compares answers; None without an answer."""
+        if self._judge is None:
+            return [self.final_answer(text) for text in texts]
+        return await self._judge.ballots(texts)
+
     async def close(self) -> None:
         """Stop the judge."""
         if self._judge is not None:

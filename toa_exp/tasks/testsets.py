@@ -20,9 +20,10 @@ def size(testset: str, pair: str) -> int | None:
     from sacrebleu.dataset import DATASETS
 
     known = SIZES.get(testset, {}).get(pair)
-    if known is not None or testset not in DATASETS or pair not in DATASETS[testset].langpairs:
+    dataset: Any = DATASETS.get(testset)
+    if known is not None or dataset is None or pair not in dataset.langpairs:
         return known
-    copy = Path(DATASETS[testset]._get_txt_file_path(pair, "src"))
+    copy = Path(dataset._get_txt_file_path(pair, "src"))
     return len(_lines(str(copy))) if copy.is_file() else None
 
 
