@@ -79,9 +79,9 @@ def test_skywork_prm_reads_a_value_at_the_end_of_each_line(tmp_path: Path) -> No
         ids = tokenizer("<|endoftext|>" + PROBLEM.prompt + "\n")["input_ids"]
         flags = [0] * len(ids)
         for step in text.split("\n"):
-            if step:
-                piece = [*tokenizer(step)["input_ids"], tokenizer("\n")["input_ids"][-1]]
-                ids, flags = ids + piece, flags + [0] * (len(piece) - 1) + [1]
+            written = tokenizer(step)["input_ids"] if step else []
+            piece = [*written, tokenizer("\n")["input_ids"][-1]]
+            ids, flags = ids + piece, flags + [0] * (len(piece) - 1) + [1]
         found = states(backbone, ids)
         value = [
             linear(tensors["v_head.summary.weight"], tensors["v_head.summary.bias"], found[n])[0]

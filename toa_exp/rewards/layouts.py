@@ -1,6 +1,7 @@
 """How published process reward models want their steps laid out, and where they are read.
 
-Steps are what stands between matches of the regular expression `separator`, blank ones left out.
+Steps are what stands between matches of the regular expression `separator`, blank ones left out; layout
+pieces keeps these.
 """
 
 from __future__ import annotations
@@ -127,7 +128,11 @@ class _Text(_Laid):
 
 
 class _Pieces(_Laid):
-    """Steps in tokens of their own, such as Skywork-o1-Open-PRM reads; they begin with the BOS token."""
+    """Steps in tokens of their own, such as Skywork-o1-Open-PRM reads; they begin with the BOS token.
+
+    A blank line has a mark and a value too, as in the authors' code (SkyworkAI/skywork-o1-prm-inference,
+    model_utils/io_utils.py); only an answer that is blank as a whole has no step.
+    """
 
     def __call__(self, prompt: str, text: str) -> StepChat:
         ids = self._ids((self._tokenizer.bos_token or "") + self._opening(prompt))
@@ -139,6 +144,9 @@ class _Pieces(_Laid):
             ids += [*self._ids(step), *mark]
             ends.append(len(ids) - 1)
         return StepChat(ids, start, ends)
+
+    def _steps(self, text: str) -> list[str]:
+        return self._separator.split(text) if text.strip() else []
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
