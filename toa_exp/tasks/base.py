@@ -16,14 +16,10 @@ class Task(Protocol):
     """Problems, the wording of requests, and how an answer is judged.
 
     It may have a method `pairs` that gives problems, each with a good and a bad answer, as rewards are
-<<<<<<< HEAD
     tried on (rewards/warmup.py); else its references are taken. A method `check_agents`, where it has
-    one, is given the run's agents, and raises BadInput for those that it has nothing to ask.
-=======
-    tried on (rewards/warmup.py); else its references are taken. It may have a coroutine `ballots` that
-    gives what each of several texts votes for, equal answers as equal strings and None for none; else
-    votes are of final answers.
->>>>>>> 5401cf8 (Count votes by the answers that accuracy reads, equal ones together, and choose none without any)
+    one, is given the run's agents, and raises BadInput for those that it has nothing to ask. A coroutine
+    `ballots`, where it has one, gives what each of several texts votes for, equal answers as equal
+    strings and None for none; else votes are of final answers.
     """
 
     def count(self) -> int:
