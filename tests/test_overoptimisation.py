@@ -136,6 +136,7 @@ def test_gold_turns_down_where_the_design_says(folder: Path) -> None:
     assert "gold:accuracy" in drawn and "reward:designed" in drawn
 
 
+@pytest.mark.slow
 def test_a_flat_gold_curve_is_rarely_called_over_optimised() -> None:
     draws = random.Random(5)
     stars = 0

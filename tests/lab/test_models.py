@@ -165,6 +165,7 @@ def test_all_weights_together_are_small() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_the_models_of_the_package_have_skills_of_their_own_and_the_reward_tells(name: str) -> None:
     made = card(name, LAB_WEIGHTS / name, parts=3, count=40, seed=1)
     fresh = made["afresh"]
