@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from fake_endpoint import Answer, completion, serving
 from helpers import cli, lines
+from remote import SHAPE
 
 RUN = ["run", "task=jsonl", "ensemble=simulated", "reward=simulated", "method=parallel",
        "budget.samples=[2,4]", "tracking.mode=disabled"]  # fmt: skip
@@ -30,6 +31,30 @@ def records(folder):
 def curve(folder):
     with (folder / "curve.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_votes_are_those_of_a_run_that_votes(tmp_path):
+    """Equal answers in other words vote together, in an evaluation as in a run (and as accuracy has it)."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(
+        "".join(json.dumps({"prompt": f"Half? ({n})", "reference": "1/2"}) + "\n" for n in range(8))
+    )
+    run = ["run", "task=math500", f"task.path={questions}", "ensemble=simulated",
+           "task.fields={id:id,prompt:prompt,reference:reference}", "engine=openai", "reward=verifier",
+           f"ensemble.agents={{ash:{{model:m,architecture:{SHAPE}}}}}", "method=parallel",
+           "budget.samples=[6]", "tracking.mode=disabled"]  # fmt: skip
+    says = [r"$\frac{1}{2}$", "$0.5$", r"$\boxed{\frac12}$", "$7$", "$7$", "$7$", r"$\frac{2}{4}$"]
+    with serving(lambda asked: Answer(completion(says[asked.body["seed"] % len(says)]))) as server:
+        run.append(f"engine.base_url={server.url}")
+        for more in ([], ["selection=majority_vote", "experiment=fresh"]):
+            result = cli(*run, *more, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+    folder = next(tmp_path.glob("results/default/*/*/parallel/seed=0"))
+    result = cli("evaluate", folder, "selection=majority_vote", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    voted = next(tmp_path.glob("results/default/*/*/parallel,selection=majority_vote/seed=0"))
+    fresh = next(tmp_path.glob("results/fresh/*/*/parallel/seed=0"))
+    assert (voted / "trajectories.jsonl").read_bytes() == (fresh / "trajectories.jsonl").read_bytes()
 
 
 def test_coverage_is_added_and_all_else_stays(tmp_path, folder):

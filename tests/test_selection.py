@@ -12,7 +12,7 @@ from helpers import ToyTask
 from toa_exp.core import Reply, Request, Usage
 from toa_exp.errors import BadInput
 from toa_exp.metrics.coverage import pass_at_k
-from toa_exp.selection import best_reward, choose, last, majority_vote, reward_weighted_vote
+from toa_exp.selection import best_reward, last, majority_vote, pick, reward_weighted_vote
 
 A = Request("a")
 
@@ -76,8 +76,8 @@ def test_votes_are_counted_as_the_task_compares_answers(select):
             return [str(float(eval(text))) for text in texts]
 
     cast = replies(("3", 0.6), ("1/2", 0.5), ("0.5", 0.4))
-    assert asyncio.run(choose(select, cast, Halves(1))) == 1
-    assert asyncio.run(choose(best_reward, cast, Halves(1))) == 0
+    assert asyncio.run(pick(select, cast, Halves(1))) == 1
+    assert asyncio.run(pick(best_reward, cast, Halves(1))) == 0
 
 
 def test_accuracies_are_the_exact_expectations_over_subsets(shared):

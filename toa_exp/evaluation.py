@@ -31,8 +31,9 @@ from toa_exp.metrics.of_run import Answered, RunMetric, TaskMetrics, WinRate
 from toa_exp.metrics.pooled import pools_of
 from toa_exp.results import trajectories_of
 from toa_exp.rewards.base import Reward
-from toa_exp.runner import Outcome, Selection
+from toa_exp.runner import Outcome
 from toa_exp.sampler import Counts, Sampler
+from toa_exp.selection import Selection, pick
 from toa_exp.storage import Storage, open_existing
 from toa_exp.tasks.base import Task
 
@@ -73,7 +74,7 @@ async def evaluate(folder: Path, config: DictConfig, choices: Mapping[str, str])
             held.push_async_callback(reward.close)
             await _score_anew(lines, problems, _sampler(Replay({}), reward, store, config))
         if changed:
-            _choose(lines, build_function(run.selection, "selection"), task)
+            await _choose(lines, build_function(run.selection, "selection"), task)
             for line in lines:
                 line.record["metrics"] = None if line.answer is None else {}
             await _measure(lines, problems, TaskMetrics(task=task))
@@ -178,9 +179,9 @@ async def _score_anew(lines: Sequence[_Line], problems: Mapping[str, Problem], s
                 line.record["samples"][place]["reward"] = score.reward
 
 
-def _choose(lines: Sequence[_Line], selection: Selection, task: Task) -> None:
+async def _choose(lines: Sequence[_Line], selection: Selection, task: Task) -> None:
     for line in lines:
-        line.answer = line.record["answer"] = selection(line.replies, task.final_answer)
+        line.answer = line.record["answer"] = await pick(selection, line.replies, task)
 
 
 def _answered(lines: Sequence[_Line], problems: Mapping[str, Problem]) -> list[Answered]:

@@ -26,6 +26,7 @@ from toa_exp.patience import Patience
 from toa_exp.results import Run, trajectories_of
 from toa_exp.rewards.base import Reward
 from toa_exp.scorer import Scorer
+from toa_exp.selection import pick
 from toa_exp.storage import Storage, open_existing
 from toa_exp.tasks.base import Task
 
@@ -188,7 +189,7 @@ class _Judge:
         choices = []
         for n, samples in readings:
             known = replies[id(samples)][: len(samples)]
-            chosen = self._select(known, self._task.final_answer)
+            chosen = await pick(self._select, known, self._task)
             if chosen is None:
                 continue
             gold = await self._measure(problem, known[chosen].text)

@@ -16,8 +16,7 @@ from toa_exp.core import Problem
 from toa_exp.cost import Cost
 from toa_exp.errors import Unavailable
 from toa_exp.metrics.base import Metric
-from toa_exp.selection import Selection as Selection
-from toa_exp.selection import choose
+from toa_exp.selection import Selection, pick
 from toa_exp.tasks.base import Task
 from toa_exp.trajectory import Player, Step
 
@@ -116,7 +115,7 @@ class Runner:
         for step in steps:
             cost.add(step.cost)
         replies = [step.reply for step in steps]
-        answer = await choose(self._selection, replies, self._task)
+        answer = await pick(self._selection, replies, self._task)
         metrics = None
         if answer is not None:
             metrics = dict(await self._task.score(problem, replies[answer].text))

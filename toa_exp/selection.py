@@ -20,7 +20,7 @@ Selection = Callable[[Sequence[Reply], Canonical], int | None]
 Voting = TypeVar("Voting", bound=Callable[..., int | None])
 
 
-async def choose(selection: Selection, replies: Sequence[Reply], task: Task) -> int | None:
+async def pick(selection: Selection, replies: Sequence[Reply], task: Task) -> int | None:
     """The index of the reply that a selection chooses; its votes are counted as the task compares answers."""
     ballots = getattr(task, "ballots", None)
     function = selection.func if isinstance(selection, partial) else selection

@@ -125,6 +125,8 @@ _MENDS = {
 def _why(outcome: Outcome) -> str:
     if not outcome.steps:
         return f"a budget of {outcome.budget:g} does not pay for one sample"
+    if any(step.reply.failure is None for step in outcome.steps):
+        return f"at budget {outcome.budget:g} no sample states an answer that could be voted for"
     kinds = sorted({(step.reply.request.agent, str(step.reply.failure)) for step in outcome.steps})
     failures = ", ".join(f"agent {agent!r} ({failure})" for agent, failure in kinds)
     mends = [_MENDS[failure] for failure in sorted({failure for _, failure in kinds}) if failure in _MENDS]

@@ -17,7 +17,7 @@ from toa_exp.metrics.pooled import pools_of
 from toa_exp.scoring import rows as checks
 from toa_exp.scoring.counts import coverage
 from toa_exp.scoring.measure import Measure, Output, Scored, mean, signed
-from toa_exp.selection import choose, majority_vote
+from toa_exp.selection import majority_vote, pick
 from toa_exp.stats import bootstrap
 from toa_exp.tasks.base import Task, references_of
 
@@ -158,7 +158,7 @@ async def _vote(task: Task, samples: Sequence[str]) -> int | None:
     """The sample that the majority's answer stands in, None without any answer."""
     if len(samples) == 1:
         return 0 if samples[0].strip() else None
-    return await choose(majority_vote, [_reply(text) for text in samples], task)
+    return await pick(majority_vote, [_reply(text) for text in samples], task)
 
 
 def _reply(text: str) -> Reply:
