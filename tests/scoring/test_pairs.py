@@ -21,6 +21,12 @@ def test_accuracy_and_decisions():
     assert [row["failed"] for row in scored.rows] == [None, None, "empty", "empty"]
 
 
+def test_the_order_of_rows_is_of_no_account():
+    rows = [{"id": str(n), "gold": "1", "pred": str(n % 3)} for n in range(40)]
+    there, back = (score_pairs(some, ExactMatch()).measures["accuracy"] for some in (rows, rows[::-1]))
+    assert there == back and there.interval[0] < there.value < there.interval[1]
+
+
 def test_an_answer_that_is_no_number_is_missing():
     scored = score_pairs([*PAIRS, {"id": "c", "gold": "2", "pred": float("nan")}], ExactMatch())
     assert scored.measures["accuracy"].failed == 1 and scored.rows[2]["failed"] == "empty"

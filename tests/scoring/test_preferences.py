@@ -55,6 +55,15 @@ def test_failed_and_missing_judgements_are_counted(no_lc, caplog):
         score_preferences(from_table([{**row, "preference": "nan"} for row in ROWS]), None)
 
 
+def test_an_empty_output_that_was_judged_counts_as_failed_too(no_lc, caplog):
+    scored = score_preferences(from_table([{**ROWS[0], "len_model": "0"}, *ROWS[1:]]), None, expected=4)
+    rate = scored.measures["win_rate"]
+    assert rate.value == pytest.approx(100 * (0.25 + 1 + 0.5 + 0.5) / 4)
+    assert (rate.n, rate.failed) == (4, 1)
+    assert [row["failed"] for row in scored.rows] == ["empty", None, None, None]
+    assert "1 outputs are empty" in caplog.text
+
+
 @pytest.mark.parametrize(
     "change, said",
     [

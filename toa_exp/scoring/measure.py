@@ -72,12 +72,12 @@ def signed(metric: str, **parts: object) -> str:
 
 
 def mean(values: Sequence[float], failed: int, signature: str, **more: Any) -> Measure:
-    """The mean of one number an output, with its bootstrap interval."""
+    """The mean of one number an output, with its bootstrap interval; their order is of no account."""
     import numpy as np
 
     from toa_exp.stats import bootstrap_means
 
-    table = np.asarray(values, dtype=np.float64).reshape(-1, 1)
+    table = np.sort(np.asarray(values, dtype=np.float64)).reshape(-1, 1)
     (value,), (lower,), (upper,) = bootstrap_means(table)
     return Measure(float(value), (float(lower), float(upper)), len(values), failed, signature, more=more)
 

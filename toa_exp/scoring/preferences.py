@@ -28,7 +28,8 @@ def score_preferences(
 
     `n` are the judged comparisons. Those without a preference, and instructions of the `expected`
     number that have no row, count as failed; the win rates are over the others, and the
-    length-controlled one is what the regression on these says of all rows, as in the package. Where
+    length-controlled one is what the regression on these says of all rows, as in the package. Outputs
+    without a character that were judged are in the rates as judged, and count as failed too. Where
     instructions are missing, `lc_win_rate_by_row` is what the alpaca_eval package makes of the rows,
     which looks difficulties up by their places. Where instructions are not `known` for AlpacaEval's, all
     their 805 places stand for them; fewer have no length-controlled win rate.
@@ -37,18 +38,22 @@ def score_preferences(
     comparisons = sorted(comparisons, key=lambda comparison: comparison.instruction)
     judged = [c for c in comparisons if c.preference is not None]
     absent = max(0, expected - len(comparisons))
-    failed = len(comparisons) - len(judged) + absent
+    unjudged = len(comparisons) - len(judged) + absent
     if not judged:
         raise BadInput("no comparison has a preference; there is nothing to score")
-    if failed:
+    if unjudged:
         log.warning(
             "%d of %d comparisons have no judgement: they count as failed, and rates are over the other %d",
-            failed,
+            unjudged,
             len(comparisons) + absent,
             len(judged),
         )
+    empty = sum(c.length == 0 for c in judged)
+    if empty:
+        log.warning("%d outputs are empty: they count as failed, and rates have them as judged", empty)
+    failed = unjudged + empty
     wins = np.array([won(c.preference) for c in judged])
-    source = {"preference": "1..2", "draws": "half", "failed": "left_out"}
+    source = {"preference": "1..2", "draws": "half", "unjudged": "left_out", "empty": "as_judged"}
     measures = {
         "win_rate": mean(list(100.0 * wins), failed, signed("win_rate", **source), **_counts(wins)),
         "win_rate_se": _standard_error(wins, failed, signed("win_rate_se", **source)),
@@ -58,7 +63,7 @@ def score_preferences(
         {
             "id": c.instruction,
             "win": None if c.preference is None else won(c.preference),
-            "failed": "no judgement" if c.preference is None else None,
+            "failed": "no judgement" if c.preference is None else "empty" if c.length == 0 else None,
         }
         for c in in_order
     ]
