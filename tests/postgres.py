@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ class Server:
     def __init__(self, bin: Path) -> None:
         self._bin = bin
         self.folder = Path(tempfile.mkdtemp(prefix="toa-postgresql-"))
-        if os.geteuid() == 0:  # initdb refuses to run as root
+        if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -89,18 +90,23 @@ class Server:
 
     def close(self) -> None:
         """Stop the server and remove its folder."""
-        subprocess.run(self._command("pg_ctl", "stop", "-m", "immediate"), capture_output=True)
+        subprocess.run(self._command("pg_ctl", "stop", "-m", "immediate"), capture_output=True, **_account())
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _command(self, program: str, *arguments: str) -> list[str]:
-        own = [str(self._bin / program), "-D", str(self.folder / "data"), *arguments]
-        return ["runuser", "-u", "postgres", "--", *own] if os.geteuid() == 0 else own
+        return [str(self._bin / program), "-D", str(self.folder / "data"), *arguments]
 
     def _run(self, program: str, *arguments: str) -> None:
         with (self.folder / "commands").open("a") as out:
-            result = subprocess.run(self._command(program, *arguments), stdout=out, stderr=out, cwd="/")
+            command = self._command(program, *arguments)
+            result = subprocess.run(command, stdout=out, stderr=out, cwd="/", **_account())
         if result.returncode:
             raise RuntimeError((self.folder / "commands").read_text())
+
+
+def _account() -> dict[str, Any]:
+    """Whose processes a server's are: initdb refuses to run as root."""
+    return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 @pytest.fixture(scope="session")
