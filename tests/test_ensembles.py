@@ -8,6 +8,8 @@ from toa_exp import ensemble, labels
 from toa_exp.app import CONF
 from toa_exp.cli import group_choices
 from toa_exp.ensemble import agents_of
+from toa_exp.errors import BadInput
+from toa_exp.rewards.model import Source
 
 PAPER = [name for name in group_choices()["ensemble"] if name not in ("simulated", "lab")]
 # Parameters in billions as the models' authors state them; of a mixture of experts the active ones.
@@ -58,3 +60,11 @@ def test_they_are_those_of_the_paper():
         sampling = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}
         assert all(agent.sampling == sampling for agent in agents.values())
     assert set(agents_of(composed("math2"))) < set(agents_of(composed("small4")))
+
+
+def test_a_revision_of_digits_alone_has_to_be_text():
+    sampling = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 10}
+    with pytest.raises(BadInput, match="agent 'ash' has revision=1234567, a number; put it in quotes"):
+        agents_of({"sampling": sampling, "agents": {"ash": {"model": "org/m", "revision": 1234567}}})
+    with pytest.raises(BadInput, match="reward has revision=1234567"):
+        Source("org/m", revision=1234567).check()

@@ -1,5 +1,7 @@
 """The whole command on real, if tiny, models: transformers agents and a learned reward."""
 
+import os
+
 import pytest
 from helpers import cli, lines
 
@@ -27,6 +29,25 @@ def arguments(models, questions, *more):
 def trajectories(folder):
     (path,) = folder.rglob("trajectories.jsonl")
     return lines(path.read_text())
+
+
+def test_models_of_the_hub_are_run_from_its_cache_and_have_to_be_pinned(models, questions, tmp_path):
+    commits = {name: digit * 40 for name, digit in (("tiny", "a"), ("other", "b"))}
+    for name, commit in commits.items():
+        cached = tmp_path / f"hub/models--org--{name}"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs/main").write_text(commit)
+        (cached / "snapshots").mkdir()
+        (cached / "snapshots" / commit).symlink_to(models / name)
+    agents = f"{{tiny:{{model:org/tiny}},other:{{model:org/other,revision:{commits['other']}}}}}"
+    result = cli(
+        *arguments(models, questions, "method=random", "budget.samples=2"),
+        f"ensemble.agents={agents}", cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (warning,) = (line for line in result.stderr.splitlines() if "Pin it" in line)
+    assert f"agent 'tiny': 'org/tiny' is taken as the hub has it today (commit {'a' * 40})" in warning
 
 
 def test_one_agent_by_folder(models, questions, tmp_path):

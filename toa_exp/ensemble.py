@@ -44,6 +44,9 @@ class Agent:
     engine: str | None = None
     deciding: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_revision(self.revision, f"agent {self.name!r}")
+
     @property
     def simulated(self) -> bool:
         """Whether the agent is a parametric one, without a model."""
@@ -86,6 +89,12 @@ def agents_of(ensemble: Mapping[str, Any]) -> dict[str, Agent]:
     if not members:
         raise BadInput("ensemble.agents is empty; name one agent or more, each with its `model`")
     return {name: _agent(name, fields, ensemble.get("sampling") or {}) for name, fields in members.items()}
+
+
+def check_revision(revision: object, whose: str) -> None:
+    """Raise BadInput for a revision that is no text: one of digits alone is a number to YAML."""
+    if revision is not None and not isinstance(revision, str):
+        raise BadInput(f"{whose} has revision={revision}, a number; put it in quotes, revision: '<commit>'")
 
 
 def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> Agent:

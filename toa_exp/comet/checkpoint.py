@@ -12,7 +12,7 @@ import yaml
 
 from toa_exp.digests import file_digest
 from toa_exp.draws import digest
-from toa_exp.ensemble import folder_digest
+from toa_exp.ensemble import check_revision, folder_digest
 from toa_exp.errors import BadInput, choose
 
 KINDS = ["regression_metric", "referenceless_regression_metric", "unified_metric", "xcomet_metric"]
@@ -30,6 +30,7 @@ class Checkpoint:
     """
 
     def __init__(self, model: str, revision: str | None, encoder: str | None, whose: str) -> None:
+        check_revision(revision, whose)
         self._model, self._revision, self._whose = model, revision, whose
         self._root = _root(model, whose)
         self._hparams = self._read_hparams()

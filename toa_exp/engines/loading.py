@@ -31,6 +31,9 @@ ONE_AT_A_TIME = threading.RLock()
 # Parameters under which threads on a CPU wait for each other longer than they compute.
 _SMALL = 2_000_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+log = logging.getLogger(__name__)
 
 
 def check_placement(what: str, device: str, dtype: str) -> None:
@@ -95,7 +98,10 @@ def threads_for(model: Any) -> int:
 
 
 def load_tokenizer(model: str, revision: str | None, whose: str, *, chat: bool = True) -> Any:
-    """The tokenizer of a model, which must have a template where it is for `chat`; raises BadInput."""
+    """The tokenizer of a model, which must have a template where it is for `chat`; raises BadInput.
+
+    Warns of a model of the hub whose revision is no commit, since another one may be there tomorrow.
+    """
     import_libraries()
     from transformers import AutoTokenizer
 
@@ -110,7 +116,21 @@ def load_tokenizer(model: str, revision: str | None, whose: str, *, chat: bool =
             f"{whose}: the tokenizer of {model!r} has no chat template. Use a model trained for chat, or "
             f"put chat_template.jinja beside its tokenizer.json"
         )
+    if not Path(where).is_dir() and not _COMMIT.fullmatch(revision or ""):
+        log.warning(
+            "%s: %r is taken as the hub has it today%s, and stored samples and scores of another day count "
+            "as its own. Pin it: revision: <commit>",
+            whose, model, _commit(model, revision),
+        )  # fmt: skip
     return tokenizer
+
+
+def _commit(model: str, revision: str | None) -> str:
+    """Which commit was loaded, where the hub's cache tells."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model, "tokenizer_config.json", revision=revision)
+    return f" (commit {Path(cached).parent.name})" if isinstance(cached, str) else ""
 
 
 def generation_config(model: str, revision: str | None, whose: str) -> Any:

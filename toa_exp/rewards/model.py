@@ -19,7 +19,7 @@ from toa_exp.engines import checkpoints, loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import Model
 from toa_exp.engines.sizes import weights_of
-from toa_exp.ensemble import folder_digest, model_config
+from toa_exp.ensemble import check_revision, folder_digest, model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.rewards.base import Range
 
@@ -65,6 +65,7 @@ class Source:
         for name, value in {"max_batch": self.max_batch, "max_length": self.max_length}.items():
             if value is not None and value < 1:
                 raise BadInput(f"reward.{name}={value} must be at least 1")
+        check_revision(self.revision, "reward")
         loading.check_model(self.model, "reward")
 
     def shape(self, *, output_head: bool) -> Architecture:
