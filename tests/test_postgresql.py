@@ -9,6 +9,7 @@ from helpers import cli, lines
 from postgres import PASSWORD
 from test_store import draw, sample
 
+from toa_exp.database import Database
 from toa_exp.errors import BadInput, StoreError
 from toa_exp.redact import split_password
 from toa_exp.storage import open_store
@@ -103,6 +104,23 @@ class TestServer:
                 open_store(url)
             query = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
             assert connection.execute(query).fetchall() == [(1,)]
+
+    def test_a_connection_that_breaks_in_the_middle_of_something_is_made_anew(self, postgres, caplog):
+        import psycopg
+
+        database = Database(postgres.database())
+        used = []
+
+        def work(connection):
+            used.append(connection)
+            if len(used) == 1:  # as libpq says where the server shuts down while it waits for answers
+                raise psycopg.OperationalError("cannot exit pipeline mode while busy")
+            return connection.execute("SELECT 1").fetchone()
+
+        assert database.transact(work) == (1,)
+        assert used[0].closed and used[0] is not used[1]
+        assert "busy; trying for 60 s" in caplog.text
+        database.close()
 
     def test_what_is_on_its_way_is_never_missing(self, postgres):
         """Or it would be drawn again: a draw that is asked for while it is stored is there."""

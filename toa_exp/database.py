@@ -112,6 +112,7 @@ class Database:
                 if deadline is None:
                     deadline = time.monotonic() + _PATIENCE
                     log.warning("%s: %s; trying for %.0f s", self.name, _line(error), _PATIENCE)
+                self.close()  # what state it is in is not known
                 time.sleep(_PAUSE)
 
     def close(self) -> None:
@@ -124,8 +125,10 @@ class Database:
 
         if isinstance(error, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure):
             return True
-        lost = self._connection is None or bool(self._connection.closed)
-        return self._patient and lost and isinstance(error, psycopg.OperationalError)
+        if not self._patient or not isinstance(error, psycopg.OperationalError):
+            return False
+        # What the server says has a state; of a connection that breaks libpq may tell what it was doing.
+        return error.sqlstate is None or self._connection is None or bool(self._connection.closed)
 
     def explain(self, error: psycopg.Error) -> StoreError:
         """What to tell the user of an error."""
