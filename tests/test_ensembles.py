@@ -1,5 +1,7 @@
 """The paper's ensembles: they compose, and their FLOPs are known without the hub."""
 
+import math
+
 import hydra
 import pytest
 from omegaconf import OmegaConf
@@ -68,3 +70,19 @@ def test_a_revision_of_digits_alone_has_to_be_text():
         agents_of({"sampling": sampling, "agents": {"ash": {"model": "org/m", "revision": 1234567}}})
     with pytest.raises(BadInput, match="reward has revision=1234567"):
         Source("org/m", revision=1234567).check()
+
+
+@pytest.mark.parametrize(
+    ("price", "message"),
+    [
+        ({"prompt": 1.0}, "price.completion has no value; give ensemble.agents.ash.price.completion="),
+        ({"prompt": -1.0, "completion": 2.0}, r"price.prompt=-1.0: give US dollars"),
+        ({"prompt": 1.0, "completion": math.nan}, "price.completion=nan: give US dollars"),
+        ({"prompt": math.inf, "completion": 1.0}, "price.prompt=inf: give US dollars"),
+        (3.0, r"ensemble.agents.ash.price=3.0: give \{prompt: ..., completion: ...\}"),
+    ],
+)
+def test_what_is_no_price_is_told_before_anything_is_paid(price, message):
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
+    with pytest.raises(BadInput, match=message):
+        agents_of({"agents": {"ash": {"model": "m", "sampling": sampling, "price": price}}})

@@ -16,7 +16,7 @@ class Batcher(Generic[Item, Result]):
 
     While a batch is handled the next one gathers, so no request waits for a full batch. `order`
     gives the length of an item: those that are alike go together. An exception of `handle` goes to
-    every item of its batch.
+    every item of its batch, and so does a ValueError where it gives not one result an item.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class Batcher(Generic[Item, Result]):
             items = [item for item, _ in batch]
             try:
                 results = await loop.run_in_executor(self._thread, self._handle, items)
+                if len(results) != len(items):
+                    raise ValueError(f"a batch of {len(items)} was given {len(results)} results")
             except Exception as error:  # whatever it is, those who wait must be told
                 for _, future in batch:
                     if not future.done():

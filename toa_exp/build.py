@@ -74,6 +74,10 @@ def plain(node: DictConfig) -> dict[str, Any]:
 def call(make: Callable[..., Made], values: Mapping[str, Any], what: str, **given: Any) -> Made:
     """`make` with keywords from a configuration, checked by name and type; see `build`."""
     _check(make, values, what)
+    for name, parameter in inspect.signature(make).parameters.items():
+        single = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if single and parameter.default is parameter.empty and name not in {*values, *given}:
+            raise BadInput(f"{what}.{name} has no value; give {what}.{name}=<value>")
     return make(**values, **given)
 
 

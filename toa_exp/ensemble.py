@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,12 +124,24 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
         model=str(fields["model"]),
         revision=fields.get("revision"),
         sampling=sampling,
-        price=call(Price, price, f"ensemble.agents.{name}.price") if price else None,
+        price=_price(price, f"ensemble.agents.{name}.price") if price else None,
         architecture=fields.get("architecture"),
         options=fields.get("options") or {},
         engine=fields.get("engine"),
         deciding=dict(made),
     )
+
+
+def _price(given: Any, what: str) -> Price:
+    if not isinstance(given, Mapping):
+        raise BadInput(
+            f"{what}={given!r}: give {{prompt: ..., completion: ...}}, in US dollars per million tokens"
+        )
+    price = call(Price, given, what)
+    for name, value in (("prompt", price.prompt), ("completion", price.completion)):
+        if not 0 <= value < math.inf:
+            raise BadInput(f"{what}.{name}={value}: give US dollars per million tokens, 0 or more")
+    return price
 
 
 def model_config(model: str, revision: str | None, whose: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Which endpoint a request goes to, and how many each gets at once."""
 
 import asyncio
+import socket
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -67,6 +69,17 @@ def test_an_answer_that_does_not_come_in_time_is_refused_and_halves_the_limit():
         late, endpoint = asyncio.run(work(server.url))
     assert isinstance(late, Refused) and "no answer within 0.05 s" in str(late)
     assert endpoint.limit == 8 and endpoint.in_flight == 0
+
+
+def test_a_connection_that_does_not_come_is_told_with_its_own_limit():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as held:
+        for _ in range(4):  # the kernel answers no more of them than wait to be accepted
+            other = held.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        (failed,) = samples([url], 1, agent(), connect_timeout=0.05, timeout=60.0)
+    assert isinstance(failed, Refused) and "no connection within 0.05 s" in str(failed)
 
 
 def test_a_refused_connection_is_unavailable():

@@ -14,6 +14,7 @@ from aiohttp import (
     ClientError,
     ClientSession,
     ClientTimeout,
+    ConnectionTimeoutError,
     DummyCookieJar,
     TCPConnector,
 )
@@ -93,6 +94,10 @@ class Client:
                 allow_redirects=False,
             ) as response:
                 return Answer(response.status, response.headers, await response.read())
+        except ConnectionTimeoutError:
+            raise Refused(
+                f"{asked} cannot be reached: no connection within {manner.connect_seconds:g} s"
+            ) from None
         except TimeoutError:
             raise Refused(f"{asked} gave no answer within {manner.seconds:g} s") from None
         except ClientConnectorError as error:
