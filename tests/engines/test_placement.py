@@ -11,6 +11,7 @@ from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import GIB, Gpu, Model, Plan
 from toa_exp.engines.placement import plan
 from toa_exp.engines.sizes import size_of
+from toa_exp.engines.vllm_settings import Settings
 from toa_exp.errors import BadInput
 
 KV = 128 * 1024  # bytes a token: Llama 3.1 8B in 16 bits
@@ -21,7 +22,8 @@ def gpus(*sizes: float, used: float = 0.0) -> list[Gpu]:
 
 
 def model(name: str, weights: float, tokens: int = 8192, **fields: object) -> Model:
-    return Model(name, int(weights * GIB), KV, tokens, **fields)
+    given = {"heads": 32, "settings": "options", **fields}
+    return Model(name, int(weights * GIB), KV, tokens, **given)
 
 
 def reward(weights: float, **fields: object) -> Model:
@@ -151,14 +153,24 @@ def test_turns_are_taken_on_every_gpu_apart():
         ([model("big", 50, quantised=True)], gpus(24), ["a GPU of 59 GiB or more for big alone"]),
         ([model("big", 10), reward(14)], gpus(24), ["1 more GPU of 24 GiB"]),
         ([model("part", 3, share=0.95)], gpus(24), ["leave out its options.gpu_memory_utilization"]),
+        ([model("odd", 45, heads=14)], gpus(24, 24, 24, 24, 24, 24, 24), ["tensor_parallel_size=7;"]),
+        ([reward(28)], gpus(24), ["a GPU of 33 GiB or more for reward alone"]),
+        ([reward(14, device="reward.device"), model("a", 15)], gpus(24), ["reward.device=cpu"]),
+        (
+            [reward(28, settings="reward", heads=32)],
+            gpus(24, 24),
+            ["reward.tensor_parallel_size=2;", "reward.quantization=fp8"],
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_with_what_would(models, there, mends):
     with pytest.raises(BadInput) as error:
         plan(models, there)
     assert "does not fit" in str(error.value) and models[0].name in str(error.value)
+    said = str(error.value).split("What would do: ")[1] + ";"
     for mend in mends:
-        assert mend in str(error.value)
+        assert mend in said
+    assert said.count(";") == len(mends)
 
 
 def test_the_context_that_is_proposed_fits():
@@ -244,6 +256,15 @@ def test_a_model_without_files_is_counted_and_one_without_fields_refused(tmp_pat
     broken = {"num_hidden_layers": None}
     with pytest.raises(BadInput, match=r"agent 'a'.*num_hidden_layers"):
         size_of(folder(tmp_path, GIB, **broken), None, "agent 'a'")
+
+
+def test_heads_that_no_number_of_gpus_can_share_are_told(tmp_path):
+    place = folder(tmp_path, 16 * GIB, num_attention_heads=28, num_key_value_heads=4)
+    message = r"agent 'a': tensor_parallel_size=8 does not divide the 28 attention heads.*1, 2, 4, 7, 14 or 28"
+    with pytest.raises(BadInput, match=message):
+        Settings(tensor_parallel_size=8).model("a", place, None, "agent 'a'")
+    made = Settings(tensor_parallel_size=4, arguments={"pipeline_parallel_size": 2})
+    assert made.model("a", place, None, "agent 'a'").gpus == 8
 
 
 def test_the_labs_models_have_their_files_size():

@@ -27,6 +27,10 @@ class Model:
     `weights` and `overhead` are bytes, `cache` bytes a token in the KV cache, which must hold `tokens`
     at least. It is spread over `gpus` GPUs, of the indices `only` where they are given. `share` is the
     fraction of each that it is to have, None for what is left. A model that `sleeps` can take turns.
+
+    `heads` are its attention heads, of which every GPU must have as many; None: not known, or not to be
+    spread over more GPUs. `settings` is where the configuration has what vLLM is told of the model, None
+    for one that vLLM does not run, and `device` the setting that takes it off the GPUs, if there is one.
     """
 
     name: str
@@ -39,6 +43,9 @@ class Model:
     overhead: int = _OVERHEAD
     sleeps: bool = True
     quantised: bool = False
+    heads: int | None = None
+    settings: str | None = None
+    device: str | None = None
 
     def need(self, gpu: Gpu) -> int:
         """The least bytes that it takes of each of its GPUs."""

@@ -57,8 +57,14 @@ class _Mends:
 
     def all(self) -> list[str]:
         """Every one found; where there is none, how large a GPU would do."""
-        found = [*self._fewer(), *self._spread(), *self._shorter(), *self._quantised(), *self._shared()]
+        found = self._fewer() + self._told() + self._elsewhere()
         return found or self._more() or [self._larger()]
+
+    def _told(self) -> list[str]:
+        """Those that vLLM is told."""
+        if self.culprit.settings is None:
+            return []
+        return self._spread() + self._shorter() + self._quantised() + self._shared()
 
     def _fits(self, models: Sequence[Model], *, more: Sequence[Gpu] = (), by_turns: bool = False) -> bool:
         try:
@@ -77,12 +83,16 @@ class _Mends:
         return ["agents that take turns, toa-exp run with engine=vllm engine.residents=auto"]
 
     def _spread(self) -> list[str]:
-        for size in (2, 4, 8):
-            if size > self.culprit.gpus and self._fits(self._with(replace(self.culprit, gpus=size))):
-                return [f"{self.culprit.name} over several GPUs, options.tensor_parallel_size={size}"]
+        culprit = self.culprit
+        for size in range(culprit.gpus + 1, len(self.gpus) + 1):
+            parts = culprit.heads is not None and culprit.heads % size == 0
+            if parts and self._fits(self._with(replace(culprit, gpus=size))):
+                return [f"{culprit.name} over several GPUs, {culprit.settings}.tensor_parallel_size={size}"]
         return []
 
     def _shorter(self) -> list[str]:
+        if not self.culprit.cache:
+            return []
         low, high = 0, self.culprit.tokens // _STEP  # in steps: the first fits, the last does not
         while high - low > 1:
             middle = (low + high) // 2
@@ -90,18 +100,27 @@ class _Mends:
             low, high = (middle, high) if fits else (low, middle)
         if low * _STEP < min(1024, self.culprit.tokens):
             return []
-        return [f"a shorter context for {self.culprit.name}, options.max_model_len={low * _STEP}"]
+        setting = f"{self.culprit.settings}.max_model_len={low * _STEP}"
+        return [f"a shorter context for {self.culprit.name}, {setting}"]
 
     def _quantised(self) -> list[str]:
         weights = int(self.culprit.weights * _FP8)
         if self.culprit.quantised or not self._fits(self._with(replace(self.culprit, weights=weights))):
             return []
-        return [f"{self.culprit.name} quantised, options.quantization=fp8"]
+        return [f"{self.culprit.name} quantised, {self.culprit.settings}.quantization=fp8"]
 
     def _shared(self) -> list[str]:
         if self.culprit.share is None or not self._fits(self._with(replace(self.culprit, share=None))):
             return []
-        return [f"no part of its own for {self.culprit.name}: leave out its options.gpu_memory_utilization"]
+        setting = f"{self.culprit.settings}.gpu_memory_utilization"
+        return [f"no part of its own for {self.culprit.name}: leave out its {setting}"]
+
+    def _elsewhere(self) -> list[str]:
+        return [
+            f"{model.name} on the CPU, {model.device}=cpu"
+            for model in self.models
+            if model.device is not None and self._fits([other for other in self.models if other is not model])
+        ]
 
     def _more(self) -> list[str]:
         for count in range(1, 9) if self.gpus else ():

@@ -19,16 +19,22 @@ log = logging.getLogger(__name__)
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes a parameter, scales and what stays in 16 bits included; vLLM quantises so while it loads.
 _QUANTISED = {"fp8": 1.15, "bitsandbytes": 0.7}
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
 _INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Bytes of the weights, bytes that a token takes in the KV cache, and the most tokens of a sequence."""
+    """Bytes of the weights, bytes that a token takes in the KV cache, and the most tokens of a sequence.
+
+    `heads` are the attention heads, and `quantised` says that the files have less than 16 bits.
+    """
 
     weights: int
     cache: int
     window: int | None
+    heads: int
+    quantised: bool
 
 
 def weights_of(model: str, revision: str | None, whose: str, *, dtype: str = "auto") -> int:
@@ -62,7 +68,13 @@ def size_of(
     weights = _weights(model, revision, whose, given, loaded, quantization)
     element = 1 if cache_dtype.startswith("fp8") else BYTES[loaded]
     window = config.get("max_position_embeddings") or config.get("n_positions")
-    return Size(weights, _cache(config, whose) * element, None if window is None else int(window))
+    return Size(
+        weights,
+        _cache(config, whose) * element,
+        None if window is None else int(window),
+        _field(config, whose, *_HEADS),
+        bool(config.get("quantization_config")),
+    )
 
 
 def _config(model: str, revision: str | None, whose: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -109,7 +121,7 @@ def _cache(config: Mapping[str, Any], whose: str) -> int:
     layers = _field(config, whose, "num_hidden_layers", "n_layer", "n_layers")
     if config.get("kv_lora_rank"):  # multi-head latent attention (DeepSeek) keeps one vector for all heads
         return layers * (int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0))
-    heads = _field(config, whose, "num_attention_heads", "n_head", "n_heads")
+    heads = _field(config, whose, *_HEADS)
     hidden = _field(config, whose, "hidden_size", "n_embd", "dim")
     pairs = int(config.get("num_key_value_heads") or heads)
     return 2 * layers * pairs * int(config.get("head_dim") or hidden // heads)

@@ -138,7 +138,10 @@ class Settings:
     def model(
         self, name: str, model: str, revision: str | None, whose: str, *, pooling: bool = False
     ) -> Model:
-        """What the model takes on GPUs; `pooling` for one that only reads, a batch at a time."""
+        """What the model takes on GPUs; `pooling` for a reward, which only reads, a batch at a time.
+
+        Raises BadInput where it cannot be spread over as many as it is to be.
+        """
         size = size_of(
             model,
             revision,
@@ -147,16 +150,26 @@ class Settings:
             quantization=self.quantization,
             cache_dtype=str(self.arguments.get("kv_cache_dtype", "auto")),
         )
+        parts = self.tensor_parallel_size
+        if size.heads % parts:
+            fitting = [str(number) for number in range(1, size.heads + 1) if size.heads % number == 0]
+            raise BadInput(
+                f"{whose}: tensor_parallel_size={parts} does not divide the {size.heads} attention heads of "
+                f"{model!r}; give {', '.join(fitting[:-1])} or {fitting[-1]}"
+            )
         tokens = self.max_model_len or size.window or 0
+        stages = int(self.arguments.get("pipeline_parallel_size", 1))
         kept = Model(
             name,
             size.weights,
             size.cache,
             tokens,
-            gpus=self.tensor_parallel_size,
+            gpus=parts * stages,
             only=None if self.gpus is None else tuple(self.gpus),
             share=self.gpu_memory_utilization,
-            quantised=self.quantization is not None,
+            quantised=size.quantised or self.quantization is not None,
+            heads=size.heads if stages == 1 else None,
+            settings=name if pooling else "options",
         )
         if not pooling:
             return kept
@@ -169,6 +182,9 @@ class Settings:
             share=kept.share,
             overhead=kept.overhead + batch,
             sleeps=False,
+            quantised=kept.quantised,
+            heads=kept.heads,
+            settings=kept.settings,
         )
 
     def engine_arguments(self, model: str, revision: str | None) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class ModelReward:
         """What has to be placed."""
         source = self._source
         weights = weights_of(source.model, source.revision, "reward", dtype=source.dtype)
-        return [Model(self._seat, weights, sleeps=False)]
+        return [Model(self._seat, weights, sleeps=False, device=f"{self._seat}.device")]
 
     def _open(self) -> tuple[Reader, Any, float, int]:
         """Load the model to its place."""
