@@ -16,6 +16,7 @@ from toa_exp.engines.packing import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
 from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput
+from toa_exp.job import _decided
 from toa_exp.labels import LAB_WEIGHTS
 from toa_exp.serving import plan as planning
 from toa_exp.serving.plan import Place, Plan, plan
@@ -247,6 +248,17 @@ def test_what_a_server_makes_of_a_model_stays_part_of_its_identity(tmp_path, vll
     assert {n: a.fingerprint() for n, a in served.items()} == {n: a.fingerprint() for n, a in here.items()}
     assert served["ash"].deciding == {"quantization": "fp8", "max_model_len": 512, "kv_cache_dtype": "fp8"}
     assert "made" not in text["agents"]["elm"] and served["ash"].fingerprint() != served["elm"].fingerprint()
+
+
+def test_the_dtype_of_the_built_in_server_stays_part_of_the_identity(tmp_path, no_vllm):
+    config = compose(*LAB, "engine.dtype=bfloat16", "reward=verifier")
+    agents = agents_of(hydra.utils.instantiate(config.ensemble, _convert_="all"))
+    result = plan(config, agents, Place("127.0.0.1", None, tmp_path))
+    text = yaml.safe_load(served_ensemble(config, agents, result.agents, result.made))
+    here = {name: _decided(one, config) for name, one in agents.items()}
+    served = agents_of({"agents": text["agents"]})
+    assert {n: a.fingerprint() for n, a in served.items()} == {n: a.fingerprint() for n, a in here.items()}
+    assert served["ada"].deciding == {"dtype": "bfloat16"}
 
 
 def test_on_a_cpu_nothing_is_read_in_chunks(tmp_path, vllm, monkeypatch):

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample
@@ -100,6 +100,12 @@ class Transformers:
         if awake is not None and awake < len(self._first):
             names = [name for name in agents if name in self._first.values()]
             self._turns = Turns(names, awake, self._wake, self._sleep, patience=patience)
+
+    @staticmethod
+    def deciding(agent: Agent, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What has a say in an agent's samples, where the engine has these fields of its YAML."""
+        dtype = agent.options.get("dtype", fields.get("dtype", "auto"))
+        return {} if dtype == "auto" else {"dtype": dtype}
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw; its seconds are its share of every step it took part in."""

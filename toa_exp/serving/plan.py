@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from toa_exp.build import build, plain
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import Seat
+from toa_exp.engines.transformers import Transformers
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose, missing_extra
@@ -128,10 +129,11 @@ def plan(config: DictConfig, agents: Mapping[str, Agent], place: Place) -> Plan:
         name = group.first.name
         if group.kind == "vllm":
             servers.append(_vllm_server(group, settings[name], seats.get(name), len(ours), place, port))
-            deciding = settings[name].deciding()
-            made |= {member.name: {**member.deciding, **deciding} for member in group.agents.values()}
+            deciding = dict.fromkeys(group.agents, settings[name].deciding())
         else:
             servers.append(_chat_server(group, place, port))
+            deciding = {n: Transformers.deciding(one, group.fields) for n, one in group.agents.items()}
+        made |= {n: {**one.deciding, **deciding[n]} for n, one in group.agents.items()}
         urls |= dict.fromkeys(group.agents, f"{place.url(port)}/v1")
     if reward is None:
         return Plan(servers, urls, made, None)
