@@ -80,6 +80,7 @@ def run(one: Server, work: Callable[[asyncio.Event], object], care: Care = CARE)
         working.cancel()
         keeping.cancel()
         results = await asyncio.gather(keeping, working, return_exceptions=True)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "one goes on with a session that is closed"
         for result in results:
             if isinstance(result, Exception):
                 raise result

@@ -135,14 +135,14 @@ class _Keeper:
                 start_new_session=True,  # Ctrl-C is for this process, which then ends the others
             )
         ended = asyncio.create_task(process.wait())
+        watching = asyncio.create_task(self._watch(loading))
         try:
-            watching = asyncio.create_task(self._watch(loading))
             await asyncio.wait([ended, watching], return_when=asyncio.FIRST_COMPLETED)
-            watching.cancel()
             if ended.done():
                 return f"ended with status {ended.result()}"
             return watching.result()
         finally:
+            watching.cancel()
             assert process.stdin is not None
             process.stdin.close()
             await asyncio.shield(ended)
