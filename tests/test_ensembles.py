@@ -86,3 +86,22 @@ def test_what_is_no_price_is_told_before_anything_is_paid(price, message):
     sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
     with pytest.raises(BadInput, match=message):
         agents_of({"agents": {"ash": {"model": "m", "sampling": sampling, "price": price}}})
+
+
+@pytest.mark.parametrize("key", ["sampling", "options"])
+def test_what_is_no_mapping_is_told(key):
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
+    with pytest.raises(BadInput, match=rf"ensemble\.agents\.ash\.{key}=5 is no mapping"):
+        agents_of({"agents": {"ash": {"model": "m", key: 5}}, "sampling": sampling})
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"hidden_size": 64}, {"model_type": "llama", "hidden_size": 64}, {"model_type": "gpt2", "n_embd": "x"}],
+)
+def test_flops_that_are_not_known_are_told_with_the_agents_name(shape):
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8}
+    one = agents_of({"agents": {"ash": {"model": "m", "sampling": sampling, "architecture": shape}}})["ash"]
+    with pytest.raises(BadInput, match=r"^agent 'ash': .*`?architecture") as raised:
+        one.shape()
+    assert len(str(raised.value)) < 500

@@ -68,19 +68,34 @@ class Agent:
         return {"model": self.model, "revision": self.revision, "sampling": dict(self.sampling), **made}
 
     def shape(self) -> Architecture:
-        """The architecture that FLOPs are counted from: as given, or of the model's config.json."""
-        whose = f"agent {self.name!r}"
-        if isinstance(self.architecture, str):
-            return architecture(model_config(self.architecture, None, f"architecture of {whose}"))
-        return architecture(self.architecture or model_config(self.model, self.revision, whose))
+        """The architecture that FLOPs are counted from: as given, or of the model's config.json.
+
+        Raises BadInput where they cannot be.
+        """
+        whose, given = f"agent {self.name!r}", self.architecture
+        if isinstance(given, str):
+            given = model_config(given, None, f"architecture of {whose}")
+        config = given or model_config(self.model, self.revision, whose)
+        try:
+            return architecture(config)
+        except BadInput as error:
+            raise BadInput(f"{whose}: {error}") from error
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise BadInput(
+                f"{whose}: its FLOPs cannot be counted from this configuration ({error}); give "
+                f"ensemble.agents.{self.name}.architecture=<folder, hub id or fields of a config.json>"
+            ) from error
 
     def check_sampling(self) -> None:
         """Raise BadInput for sampling parameters that no model can be sampled with."""
         values = self.sampling
-        if values["temperature"] < 0 or not 0 < values["top_p"] <= 1 or values["max_tokens"] < 1:
+        temperature, top_p, limit = (values[key] for key in _SAMPLING)
+        numbers = all(type(value) in (int, float) for value in (temperature, top_p))
+        fine = numbers and 0 <= temperature < math.inf and 0 < top_p <= 1
+        if not fine or type(limit) is not int or limit < 1:
             raise BadInput(
                 f"agent {self.name!r} has sampling {dict(values)}; temperature is at least 0 (0 takes the "
-                f"likeliest token), top_p above 0 and at most 1, max_tokens at least 1"
+                f"likeliest token), top_p above 0 and at most 1, max_tokens at least 1, an integer"
             )
 
 
@@ -104,6 +119,11 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
     for key in fields:
         if key not in _FIELDS:
             raise choose(f"field of agent {name!r}:", key, _FIELDS)
+    for key in ("sampling", "options"):
+        if not isinstance(fields.get(key) or {}, Mapping):
+            raise BadInput(
+                f"ensemble.agents.{name}.{key}={fields[key]!r} is no mapping; give {{<field>: ...}}"
+            )
     sampling = {**shared, **(fields.get("sampling") or {})}
     for key in sampling:
         if key not in [*_SAMPLING, _EXTRA]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -114,6 +115,14 @@ def test_only_what_decides_samples_is_in_the_fingerprint():
         (agent(model="simulated"), {}, "engine=simulator"),
         (agent(options={"base_ulr": "http://x"}), {}, "Did you mean 'base_url'"),
         (agent(top_p=0.0), {}, "top_p above 0"),
+        (agent(temperature="hot"), {}, "temperature is at least 0"),
+        (agent(temperature=math.nan), {}, "temperature is at least 0"),
+        (agent(max_tokens=1.5), {}, "max_tokens at least 1, an integer"),
+        (agent(), {"timeout": math.nan}, "seconds above 0"),
+        (agent(), {"pause": -1.0}, "engine.pause and engine.longest_wait are seconds"),
+        (agent(options={"base_url": 5}), {}, "agent 'ash': base_url=5 is no URL, nor a list of them"),
+        (agent(), {"key_env": "sk-hidden0123456789abcdef"}, "looks like a key itself"),
+        (agent(), {"key_env": "hf_hidden0123456789abcdefghijkl"}, "looks like a key itself"),
         (agent(extra_body={"n": 3}), {}, "extra_body.n is a field"),
     ],
 )

@@ -144,6 +144,7 @@ def test_flops_are_counted_from_the_architecture(tmp_path):
         ({"base_url": "http://me:hidden@x"}, "would end up in logs"),
         ({"key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is empty or not set"),
         ({"timeout": 0.0}, "seconds above 0"),
+        ({"base_url": ["http://x", 5]}, "is no URL, nor a list of them"),
         ({"start": 9, "most": 3}, "reward.start=9"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose
 from toa_exp.redact import without_secrets
 
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
 _OMITTABLE = ["seed", "temperature", "top_p"]
 _TOKEN_LIMITS = ["max_tokens", "max_completion_tokens"]
 _OWN_FIELDS = ["model", "messages", "n", "stream", *_OMITTABLE, *_TOKEN_LIMITS]
@@ -72,15 +75,13 @@ def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
     connection = call(Connection, options, f"ensemble.agents.{agent.name}.options")
     if connection.token_limit not in _TOKEN_LIMITS:
         raise choose(f"token_limit of {whose}:", connection.token_limit, _TOKEN_LIMITS)
-    if connection.timeout <= 0 or connection.connect_timeout <= 0:
-        raise BadInput(f"{whose}: timeout and connect_timeout are seconds above 0")
-    if not connection.urls:
+    check_timeouts(connection.timeout, connection.connect_timeout, whose)
+    if not connection.base_url:
         raise BadInput(
             f"{whose} has no endpoint; give engine.base_url=http://<host>:<port>/v1, or its own with "
             f"options.base_url"
         )
-    for url in connection.urls:
-        check_url(url, whose)
+    check_urls(connection.base_url, whose)
     _check_omitted(connection, agent)
     _check_extra(agent)
     return connection
@@ -111,8 +112,22 @@ def _check_extra(agent: Agent) -> None:
             )
 
 
-def check_url(text: str, whose: str) -> None:
-    """Raise BadInput for what is no base URL, or holds a secret that would end up in logs."""
+def check_timeouts(timeout: float, connect_timeout: float, whose: str) -> None:
+    """Raise BadInput for what are no seconds to wait."""
+    if not 0 < timeout < math.inf or not 0 < connect_timeout < math.inf:
+        raise BadInput(f"{whose}: timeout and connect_timeout are seconds above 0")
+
+
+def check_urls(base_url: str | list[str], whose: str) -> None:
+    """Raise BadInput for what are no base URLs, or hold secrets that would end up in logs."""
+    given = [base_url] if isinstance(base_url, str) else base_url
+    if not isinstance(given, list) or not all(isinstance(url, str) for url in given):
+        raise BadInput(f"{whose}: base_url={base_url!r} is no URL, nor a list of them")
+    for url in given:
+        _check_url(url, whose)
+
+
+def _check_url(text: str, whose: str) -> None:
     try:
         url = URL(text)
         host = url.host
@@ -135,6 +150,11 @@ def key_of(name: str | None, whose: str) -> str | None:
     """The key in an environment variable; no error shows it. Raises BadInput where it is not set."""
     if name is None:
         return None
+    if not _VARIABLE.fullmatch(name) or without_secrets(name) != name:
+        raise BadInput(
+            f"{whose}: key_env is the name of an environment variable, such as OPENAI_API_KEY, and what was "
+            f"given looks like a key itself; export OPENAI_API_KEY=<key>, and give key_env=OPENAI_API_KEY"
+        )
     key = os.environ.get(name, "").strip()
     if not key:
         raise BadInput(

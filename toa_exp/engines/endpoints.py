@@ -61,6 +61,8 @@ class Limits:
         made = cls(**fields, owner=what)
         if not 1 <= made.start <= made.most:
             raise BadInput(f"{what}.start={made.start} and {what}.most={made.most}: give 1 <= start <= most")
+        if not 0 <= made.pause < math.inf or not 0 <= made.longest_wait < math.inf:
+            raise BadInput(f"{what}.pause and {what}.longest_wait are seconds, 0 or more")
         return made
 
 

@@ -21,7 +21,7 @@ from toa_exp.cost import Architecture, architecture
 from toa_exp.draws import Score
 from toa_exp.engines.answers import Asked, Mends, complain, decoded, message_of, parsed, shorten
 from toa_exp.engines.client import Answer, Client, Manner, Target
-from toa_exp.engines.connection import check_url, key_of, urls_of
+from toa_exp.engines.connection import check_timeouts, check_urls, key_of, urls_of
 from toa_exp.engines.endpoints import Endpoint, LimitFields, Limits, enter
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
@@ -54,13 +54,11 @@ class HTTP:
         task: object = None,
         **limits: Unpack[LimitFields],
     ) -> None:
-        urls = urls_of(base_url)
-        if not urls:
+        if not base_url:
             raise BadInput("the reward has no endpoint; give reward.base_url=http://<host>:<port>")
-        for url in urls:
-            check_url(url, "reward")
-        if timeout <= 0 or connect_timeout <= 0:
-            raise BadInput("reward: timeout and connect_timeout are seconds above 0")
+        check_urls(base_url, "reward")
+        urls = urls_of(base_url)
+        check_timeouts(timeout, connect_timeout, "reward")
         key = key_of(key_env, "reward")
         self.shape = _shape(architecture, output_head)
         self._model = model
