@@ -33,8 +33,8 @@ def counted(config: Mapping[str, Any], *, output_head: bool = True) -> Architect
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"the FLOPs of model_type {family!r} are unknown: transformers has no such language model "
-            f"({shorten(str(error), 200)}). Give `architecture` with the config.json fields of a model of the "
-            f"same size"
+            f"({shorten(str(error), 200)}). Give `architecture` with the config.json fields of a model of "
+            f"the same size"
         ) from error
     full = full.get_text_config()
     tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}

@@ -33,7 +33,7 @@ from toa_exp.trajectory import Player
 if TYPE_CHECKING:
     from toa_exp.runners.local import Local
 
-_REPLAY = "toa_exp.engines.replay.Replay"
+REPLAY = "toa_exp.engines.replay.Replay"
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def share_gpus(parts: Sequence[Engine | Reward]) -> Ground | None:
 
 def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
     """The run's engine, beside those of `engines` where agents name them; engine=replay stands for all."""
-    if config.engine.get("_target_") == _REPLAY:
+    if config.engine.get("_target_") == REPLAY:
         replay: Engine = build(config.engine, "engine", agents=agents)
         return replay
     nodes: dict[str | None, DictConfig] = {}

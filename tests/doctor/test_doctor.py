@@ -183,11 +183,33 @@ def test_an_endpoint_that_is_not_there_and_flops_that_are_not_known(doctor, ques
 def test_the_reward_is_asked_too(doctor, questions, tmp_path):
     with serving(lambda _: Answer(b'{"score": NaN}')) as server:
         url = server.url.removesuffix("/v1")
-        status, lines, _ = doctor(
-            "ensemble=simulated", "task=jsonl", f"task.path={questions}", "reward=http",
-            "reward.model=m", f"reward.base_url={url}",
-        )  # fmt: skip
-    assert status == 1 and "no finite score" in only(lines, "FAIL")[0]
+        given = ["ensemble=simulated", "task=jsonl", f"task.path={questions}", "reward=http"]
+        given += ["reward.model=m", f"reward.base_url={url}"]
+        status, lines, _ = doctor(*given)
+        assert status == 1 and "no finite score" in only(lines, "FAIL")[0]
+    status, lines, _ = doctor(*given)
+    assert status == 1 and "Start its server (toa-exp serve), or mend reward" in only(lines, "FAIL")[0]
+
+
+def test_replay_is_asked_for_no_answer(doctor, questions):
+    named = agents(ash=f"model:good,engine:there,architecture:{SHAPE}")
+    given = [part for part in REMOTE if not part.startswith("engine")] + [
+        named,
+        "+engine@engines.there=openai",
+    ]
+    status, lines, errors = doctor(*given, f"task.path={questions}", "engine=replay")
+    assert status == 0, (lines, errors)
+    assert any("agent 'ash': is asked for nothing" in line for line in only(lines, "OK"))
+
+
+def test_every_replica_is_looked_for(doctor, questions):
+    with serving(Service()) as other:
+        pass
+    with serving(Service()) as server:
+        given = remote(f"[{server.url},{other.url}]", key="null")
+        status, lines, _ = doctor(*given, f"task.path={questions}")
+    assert status == 1 and f"endpoint {other.url}: " in "\n".join(only(lines, "FAIL"))
+    assert f"endpoint {server.url}: " in "\n".join(lines)
 
 
 def test_a_configuration_that_cannot_be_read_is_bad_input(doctor, tmp_path):

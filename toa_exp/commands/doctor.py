@@ -22,9 +22,10 @@ from toa_exp.doctor.machine import check_gpus, check_versions
 from toa_exp.doctor.memory import Weights, check_memory, check_plan
 from toa_exp.draws import Message
 from toa_exp.engines.base import Engine
+from toa_exp.engines.endpoints import Refused
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import ToaError
-from toa_exp.job import engine_node, engine_of
+from toa_exp.job import REPLAY, engine_node, engine_of
 from toa_exp.rewards.base import Reward
 from toa_exp.tasks.base import Task
 
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> int:
 async def _examine(config: DictConfig, findings: Findings) -> None:
     """All checks, the cheap ones first; one that fails keeps no other from being made."""
     agents = agents_of(plain(config.ensemble))
-    engines = {name: engine_node(config, agent) for name, agent in agents.items()}
+    replayed = config.engine.get("_target_") == REPLAY  # whatever engine an agent names
+    engines = {n: config.engine if replayed else engine_node(config, agent) for n, agent in agents.items()}
     call(Budgets.of, plain(config.budget), "budget")
     build_function(config.method, "method")
     build_function(config.selection, "selection")
@@ -122,6 +124,9 @@ async def _usable(
 ) -> bool:
     """Whether it makes sense to ask an agent for an answer."""
     target = engine.get("_target_")
+    if target == REPLAY:
+        findings.ok(f"agent {agent.name!r}", "is asked for nothing: engine=replay takes what the store has")
+        return False
     if target == _OPENAI:
         return await check_endpoints(findings, agent, engine)
     if target in (_TRANSFORMERS, _VLLM) and not agent.simulated:
@@ -137,6 +142,9 @@ async def _reward(
         reward: Reward = build(config.reward, "reward", task=task)
         try:
             score = await reward.score(problem, text or "4")
+        except Refused as error:
+            findings.fail("reward", f"{error}. Start its server (toa-exp serve), or mend reward.base_url")
+            return
         finally:
             await reward.close()
         findings.ok("reward", f"scored an answer {score.reward:.4g}, reading {score.tokens} tokens")

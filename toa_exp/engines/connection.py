@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,10 +118,10 @@ def check_timeouts(timeout: float, connect_timeout: float, whose: str) -> None:
         raise BadInput(f"{whose}: timeout and connect_timeout are seconds above 0")
 
 
-def check_urls(base_url: str | list[str], whose: str) -> None:
+def check_urls(base_url: str | Sequence[str], whose: str) -> None:
     """Raise BadInput for what are no base URLs, or hold secrets that would end up in logs."""
     given = [base_url] if isinstance(base_url, str) else base_url
-    if not isinstance(given, list) or not all(isinstance(url, str) for url in given):
+    if not isinstance(given, Sequence) or not all(isinstance(url, str) for url in given):
         raise BadInput(f"{whose}: base_url={base_url!r} is no URL, nor a list of them")
     for url in given:
         _check_url(url, whose)
