@@ -212,6 +212,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(tmp_path):
     whole.mkdir()
     result = cli(*RUN, cwd=whole, timeout=900)
     assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
     killed = tmp_path / "killed"
     killed.mkdir()
     process = subprocess.Popen([sys.executable, "-m", "toa_exp", *RUN], cwd=killed, stderr=subprocess.PIPE)

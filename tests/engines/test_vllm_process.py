@@ -70,6 +70,7 @@ class FakeLLM:
         self.errored = False
         self.told: list[Any] = []
         self.seeds: list[int] = []
+        self.output_handler: asyncio.Task[None] | None = None  # passes answers on
         self.model_config = SimpleNamespace(max_model_len=arguments.max_model_len or 256)
         self.made.append(self)
 
@@ -83,6 +84,8 @@ class FakeLLM:
         if self.errored:
             raise DeadError
         assert "asleep" not in self.told[-1:]
+        if self.output_handler is None:
+            self.output_handler = asyncio.create_task(self._pass_on())
         await asyncio.sleep(0)
         self.seeds.append(params.seed)
         yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[6, 7, 1], finish_reason=params.finish)])
@@ -97,8 +100,12 @@ class FakeLLM:
     async def collective_rpc(self, method: str) -> None:
         self.told.append(method)
 
+    async def _pass_on(self) -> None:
+        await asyncio.Event().wait()
+
     def shutdown(self, timeout: float) -> None:
-        self.told.append("shut down")
+        passing = self.output_handler is not None and not self.output_handler.cancelling()
+        self.told.append("shut down" + " while answers are passed on" * passing)
 
 
 class Params(SimpleNamespace):
@@ -235,6 +242,23 @@ def test_on_a_cpu_those_that_take_turns_end_and_are_started_again(fake, folder):
     asyncio.run(run())
     assert [Path(one.arguments.model).name for one in fake.made] == ["ash", "elm", "ash"]
     assert all(one.told == ["shut down"] for one in fake.made)
+
+
+def test_an_engine_that_ends_unasked_takes_that_for_no_fault(fake, folder):
+    asked, unasked = agents(folder, "ash"), agents(folder, "ash", max_model_len=1)
+    assert sample(Vllm(asked), draw("ash"))[0].text == "ab"
+    assert sample(Vllm(unasked), draw("ash"))[0].failure == "context_window"
+    assert [one.told for one in fake.made] == [["shut down"], ["shut down"]]
+
+
+def test_what_the_import_of_vllm_keeps_keeps_no_engine(fake, folder, monkeypatch):
+    frames: list[Any] = []
+    monkeypatch.setattr(vllm_process, "check_vllm", lambda: frames.append(sys._getframe()))
+    sample(Vllm(agents(folder, "ash")), draw("ash"))
+    (frame,) = frames
+    while frame is not None:
+        assert not any(isinstance(value, FakeLLM) for value in frame.f_locals.values())
+        frame = frame.f_back
 
 
 def test_a_dead_engine_is_started_again(fake, folder):

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.orphans import Guard
 from toa_exp.engines.packing import Seat
-from toa_exp.errors import BadInput, Unavailable, choose, missing_extra
+from toa_exp.engines.vllm_environment import check_vllm, environment
+from toa_exp.errors import BadInput, Unavailable, choose
 
 if TYPE_CHECKING:
     from vllm import PoolingParams, PoolingRequestOutput, RequestOutput, SamplingParams
@@ -25,18 +25,6 @@ log = logging.getLogger(__name__)
 
 _SHOWN = 400  # characters of an error
 _SHUTDOWN = 3.0  # seconds; an engine has nothing to lose
-# What vLLM's processes find in the environment, unless the user says otherwise.
-_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which do not survive a fork
-}
-_CPU_ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else several engines are bound to the same cores
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process for the engine instead of two
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore::FutureWarning",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +125,9 @@ class Process:
             engine: Any = await start
         except (BadInput, Unavailable):
             return
+        reader = engine.output_handler
+        if reader is not None and not self._under_way:  # else they are told by it
+            reader.cancel()  # it would take the end for a fault, and log it
         await asyncio.to_thread(self._end, engine)
 
     async def _ask(self, what: str, prompt: Sequence[int], params: Any) -> tuple[Any, float]:
@@ -188,7 +179,7 @@ class Process:
     async def _engine(self) -> Any:
         """The engine; whoever asks first starts it."""
         if self._start is None:
-            self._start = asyncio.create_task(asyncio.to_thread(self._begin))
+            self._start = asyncio.create_task(self._started())
         start = self._start
         try:
             engine = await asyncio.shield(start)
@@ -200,17 +191,32 @@ class Process:
             self._live, self._ran = engine, True
         return engine
 
+    async def _started(self) -> Any:
+        # vLLM keeps the frames that its import is in until the end of the process, and what they hold.
+        await asyncio.to_thread(self._import)
+        return await asyncio.to_thread(self._begin)
+
+    def _import(self) -> None:
+        with self._surroundings(), loading.ONE_AT_A_TIME:
+            check_vllm()
+
+    @contextlib.contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        """Nobody else loads on these GPUs, and vLLM's processes find what they need."""
+        seat = self._seat
+        gpus = seat.gpus if seat else ()
+        with self._ground.loading(gpus), environment(seat is None, self._recipe.engines):
+            yield
+
     def _begin(self) -> Any:
         """Start the engine; takes seconds to minutes, in a thread."""
-        recipe, seat = self._recipe, self._seat
-        with self._ground.loading(seat.gpus if seat else ()), _environment(seat is None, recipe.engines):
-            with loading.ONE_AT_A_TIME:
-                _check_vllm()
+        recipe = self._recipe
+        with self._surroundings():
             log.info("%s: starting vLLM for %s", recipe.whose, recipe.model)
             started = time.monotonic()
             self._guard = Guard()
             try:
-                engine = self._make(seat)
+                engine = self._make(self._seat)
             except BadInput:
                 self._guard.close()
                 raise
@@ -262,40 +268,3 @@ class Process:
             f"printed above says why (more of it with VLLM_LOGGING_LEVEL=INFO). Check the model folder or "
             f"hub id, and its options: max_model_len, gpu_memory_utilization, quantization, arguments"
         )
-
-
-def _check_vllm() -> None:
-    """Raise BadInput where vLLM is not installed or does not go with what is."""
-    try:
-        import vllm.engine.arg_utils  # noqa: F401
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "vllm":
-            raise missing_extra("vllm", "vllm") from error
-        raise BadInput(
-            f"vllm needs {error.name}, which is not installed; pip install {error.name}"
-        ) from error
-    except (ImportError, OSError) as error:
-        raise BadInput(
-            f"vllm cannot be imported ({error}); install it for the torch that is here, in an environment "
-            f"of its own: pip install 'toa-exp[vllm]'"
-        ) from error
-
-
-def cpu_environment(engines: int) -> dict[str, str]:
-    """What one of `engines` processes of vLLM on a CPU finds in the environment, unless the user says."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {**_CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(max(1, cores // engines))}
-
-
-@contextlib.contextmanager
-def _environment(cpu: bool, engines: int) -> Iterator[None]:
-    """The environment for vLLM's processes, which is as before when they have started."""
-    before = dict(os.environ)
-    for name, value in {**_ENVIRONMENT, **(cpu_environment(engines) if cpu else {})}.items():
-        os.environ.setdefault(name, value)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)

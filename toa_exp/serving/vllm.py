@@ -10,7 +10,7 @@ from typing import Any
 
 from toa_exp.engines.connection import Connection
 from toa_exp.engines.packing import Seat
-from toa_exp.engines.vllm_process import cpu_environment
+from toa_exp.engines.vllm_environment import cpu_environment
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent
 

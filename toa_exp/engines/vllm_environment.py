@@ -1,0 +1,59 @@
+"""What vLLM needs to be found here, and what its processes find in the environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from toa_exp.errors import BadInput, missing_extra
+
+# What vLLM's processes find in the environment, unless the user says otherwise.
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which do not survive a fork
+}
+_CPU_ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else several engines are bound to the same cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process for the engine instead of two
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}
+
+
+def check_vllm() -> None:
+    """Raise BadInput where vLLM is not installed or does not go with what is."""
+    try:
+        import vllm.engine.arg_utils  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "vllm":
+            raise missing_extra("vllm", "vllm") from error
+        raise BadInput(
+            f"vllm needs {error.name}, which is not installed; pip install {error.name}"
+        ) from error
+    except (ImportError, OSError) as error:
+        raise BadInput(
+            f"vllm cannot be imported ({error}); install it for the torch that is here, in an environment "
+            f"of its own: pip install 'toa-exp[vllm]'"
+        ) from error
+
+
+def cpu_environment(engines: int) -> dict[str, str]:
+    """What one of `engines` processes of vLLM on a CPU finds in the environment, unless the user says."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {**_CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(max(1, cores // engines))}
+
+
+@contextlib.contextmanager
+def environment(cpu: bool, engines: int) -> Iterator[None]:
+    """The environment for vLLM's processes, which is as before when they have started."""
+    before = dict(os.environ)
+    for name, value in {**_ENVIRONMENT, **(cpu_environment(engines) if cpu else {})}.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
