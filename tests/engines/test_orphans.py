@@ -11,9 +11,11 @@ import pytest
 psutil = pytest.importorskip("psutil")
 
 PARENT = """
-import subprocess, sys, time, psutil
-from toa_exp.engines.orphans import Guard
+import os, subprocess, sys, time, psutil
+from toa_exp.engines.orphans import MARK, Guard
 guard = Guard()
+if sys.argv[1] == "marked":
+    os.environ.update(MARK)
 child = [sys.executable, "-c", "import time; time.sleep(600)"]
 parent = [sys.executable, "-c", f"import subprocess; subprocess.run({child})"]
 process = subprocess.Popen(parent)
@@ -21,7 +23,7 @@ while not (grand := psutil.Process(process.pid).children()):
     time.sleep(0.05)
 if sys.argv[1] == "starting":
     time.sleep(3)
-else:
+elif sys.argv[1] != "marked":
     guard.settled()
 if sys.argv[1] == "released":
     guard.close()
@@ -37,7 +39,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("how", ["starting", "settled", "released"])
+@pytest.mark.parametrize("how", ["starting", "marked", "settled", "released"])
 def test_what_descends_from_a_process_that_is_killed_ends_unless_released(how):
     with subprocess.Popen([sys.executable, "-c", PARENT, how], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -2,6 +2,7 @@
 
 vLLM's processes outlive a parent that was killed, and would keep the GPU's memory from the next run.
 So a small process watches over them: the kernel closes its standard input when this process dies.
+It knows them by descent, and by `MARK` those that were started in the last moment.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import select
 import subprocess
 import sys
+import time
+import uuid
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 _GRACE = 10.0  # seconds
 _OFTEN = 1.0  # seconds
 _SETTLED, _RELEASED = b"s", b"r"
+_NAME = "TOA_EXP_ENGINE_OF"
+MARK = {_NAME: uuid.uuid4().hex}  # belongs into the environment of an engine's processes
 _SPARED = (__name__ if __name__ != "__main__" else "toa_exp.engines.orphans", "resource_tracker")
 
 
@@ -26,7 +31,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._watch = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(os.getpid())],
+            [sys.executable, "-m", __name__, str(os.getpid()), MARK[_NAME]],
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,  # a signal to this process's group is not meant for it
@@ -56,16 +61,29 @@ def _descendants(pid: int) -> list[psutil.Process]:
     import psutil
 
     try:
-        return [
-            process
-            for process in psutil.Process(pid).children(recursive=True)
-            if not any(name in argument for argument in process.cmdline() for name in _SPARED)
-        ]
+        return [one for one in psutil.Process(pid).children(recursive=True) if not _spared(one)]
     except psutil.Error:  # some of them ended meanwhile
         return []
 
 
-def _watch(pid: int) -> None:
+def _spared(process: psutil.Process) -> bool:
+    return any(name in argument for argument in process.cmdline() for name in _SPARED)
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(_NAME) == mark and not _spared(process):
+                found.append(process)
+        except psutil.Error:  # it ended meanwhile, or is somebody else's
+            continue
+    return found
+
+
+def _watch(pid: int, mark: str) -> None:
     """Note the descendants of a process until it settles, and end them where it dies unreleased."""
     noted = {}
     timeout: float | None = _OFTEN
@@ -77,16 +95,18 @@ def _watch(pid: int) -> None:
         if said == _SETTLED:
             timeout = None
         if said == b"":
-            _end([*noted.values()])
+            time.sleep(_OFTEN)  # one that is being started has its environment then
+            _end([*noted.values()], mark)
             return
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def _end(noted: list[psutil.Process], mark: str) -> None:
     """Ask processes to end, and make those that do not; psutil tells them from others of their id."""
     import psutil
 
-    processes += [child for process in processes for child in _descendants(process.pid)]
+    noted += [child for process in noted for child in _descendants(process.pid)]
     for end in (psutil.Process.terminate, psutil.Process.kill):
+        processes = {*noted, *_marked(mark)}
         for process in processes:
             try:
                 end(process)
@@ -96,4 +116,4 @@ def _end(processes: list[psutil.Process]) -> None:
 
 
 if __name__ == "__main__":
-    _watch(int(sys.argv[1]))
+    _watch(int(sys.argv[1]), sys.argv[2])

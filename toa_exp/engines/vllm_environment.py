@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from toa_exp.engines.orphans import MARK
 from toa_exp.errors import BadInput, missing_extra
 
 # What vLLM's processes find in the environment, unless the user says otherwise.
@@ -49,7 +50,7 @@ def cpu_environment(engines: int) -> dict[str, str]:
 def environment(cpu: bool, engines: int) -> Iterator[None]:
     """The environment for vLLM's processes, which is as before when they have started."""
     before = dict(os.environ)
-    for name, value in {**_ENVIRONMENT, **(cpu_environment(engines) if cpu else {})}.items():
+    for name, value in {**_ENVIRONMENT, **MARK, **(cpu_environment(engines) if cpu else {})}.items():
         os.environ.setdefault(name, value)
     try:
         yield
