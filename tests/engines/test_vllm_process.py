@@ -230,6 +230,18 @@ def test_on_a_gpu_those_that_take_turns_sleep_and_wake(fake, folder, level, waki
     assert ash.arguments.gpu_memory_utilization > 0.8
 
 
+def test_sleepers_that_do_not_fit_into_the_machine_are_told_before_anything_is_started(
+    fake, folder, monkeypatch
+):
+    monkeypatch.setattr("toa_exp.engines.vllm.main_memory", lambda: 10)
+    given = agents(folder, "ash", "elm")
+    errors = sample(Vllm(given, residents=1), draw("ash"), gpus=1)
+    assert isinstance(errors[0], BadInput) and "give engine.sleep_level=2" in str(errors[0])
+    assert not fake.made
+    assert sample(Vllm(given, residents=1, sleep_level=2), draw("ash"), gpus=1)[0].text == "ab"
+    assert sample(Vllm(given), draw("ash"), gpus=1)[0].text == "ab"
+
+
 def test_on_a_cpu_those_that_take_turns_end_and_are_started_again(fake, folder):
     engine = Vllm(agents(folder, "ash", "elm"), residents=1)
 

