@@ -9,11 +9,11 @@ pytest.importorskip("math_verify")
 from toa_exp.metrics.math import MathVerify
 
 
-def verdicts(pairs, **options):
+def verdicts(pairs, ask=MathVerify.correct, **options):
     async def judge():
         math = MathVerify(**options)
         try:
-            return [await math.correct(gold, text) for gold, text in pairs]
+            return [await ask(math, gold, text) for gold, text in pairs]
         finally:
             await math.close()
 
@@ -51,7 +51,18 @@ def test_a_hostile_answer_stops_nothing(caplog):
     ],
 )
 def test_a_rows_end_and_an_amount_are_no_delimiters(answer):
-    assert verdicts([(answer, answer), (answer, f"Answer: {answer}")]) == [True, True]
+    texts = [answer, f"Answer: {answer}", rf"So \boxed{{{answer}}}.", f"It is ${answer}$"]
+    assert verdicts([(answer, text) for text in texts]) == [True] * 4
+
+
+def test_an_amount_and_its_number_are_equal():
+    assert verdicts([(r"\$36", r"\boxed{36}"), ("36", r"Answer: \$36"), (r"\$36", r"\$37")]) == [True, True, False]
+
+
+def test_bare_answers_are_read_as_published_decisions_read_them():
+    row = r"\begin{pmatrix}1\\[2pt]2\end{pmatrix}"
+    pairs = [(r"\$18.90", r"\$18.90"), (row, row), (r"\frac12", "0.5"), ("$36$", "36")]
+    assert verdicts(pairs, MathVerify.equal) == [False, False, True, True]
 
 
 def test_what_exhausts_the_worker_has_no_verdict(monkeypatch):
@@ -97,7 +108,7 @@ def test_decisions_are_those_recorded(shared):
     rows = [row for row in rows if row["math_verify"]["wrapped"] is not None]
     given = [(row["gold"], row["pred"]) for row in rows]
     expected = [row["math_verify"]["wrapped"] for row in rows]
-    found = verdicts(given, timeout=20.0)
+    found = verdicts(given, MathVerify.equal, timeout=20.0)
     different = [row["id"] for row, want, got in zip(rows, expected, found, strict=True) if bool(want) != got]
     assert different == []
 
@@ -131,12 +142,12 @@ def test_a_hostile_answer_does_not_stop_a_vote():
 
 
 def test_an_answer_that_cannot_be_compared_does_not_split_the_others(monkeypatch):
-    async def equal(self, reference, answer):
-        return None if "x" in (reference, answer) else float(reference) == float(answer)
+    async def verified(self, reference, answer):
+        return None if "$x$" in (reference, answer) else float(reference.strip("$")) == float(answer.strip("$"))
 
     async def asked(self, key):
         return key[0].strip("$")
 
-    monkeypatch.setattr(MathVerify, "equal", equal)
+    monkeypatch.setattr(MathVerify, "_verified", verified)
     monkeypatch.setattr(MathVerify, "_asked", asked)
     assert ballots("x", "1", "1.0", "2", "2.0", "1.00") == ["x", "1", "1", "2", "2", "1"]

@@ -27,6 +27,7 @@ _LINE_LIMIT = 1 << 26
 _PATIENCE = 30  # times the limit of processor time, on a loaded machine
 _END = 10.0  # seconds for a worker that has closed its output to be gone
 _DELIMITERS = re.compile(r"\$|(?<!\\)\\[(\[]|\\boxed")  # \\[2pt] is the end of a row
+_MARKS = ("$", r"\(", r"\[", r"\boxed")
 _AMOUNT = re.compile(r"\\\$")
 _UNDECIDED = 2  # comparisons of an answer, after which it is compared with no more
 _PROSE = re.compile(r"(?<![\\\w])[^\W\d_][^\W\d_']+\s+[^\W\d_][^\W\d_']+")  # two words
@@ -65,12 +66,21 @@ class MathVerify:
         return {"judge": "math-verify", **versions, "timeout": self._timeout}
 
     async def correct(self, reference: str, text: str) -> bool | None:
-        """Whether the final answer of `text` equals the reference; None if that was not verified."""
-        return await self.equal(reference, _stated(text))
+        """Whether the final answer of `text` equals the reference; None if that was not verified.
+
+        The dollar sign of an amount, \\$18.90, and the end of a matrix's row, \\\\[2pt], delimit nothing.
+        """
+        return await self._verified(_delimited(reference), _delimited(_stated(text)))
 
     async def equal(self, reference: str, answer: str) -> bool | None:
-        """Whether the answers are equal, each read as it stands; None if that was not verified."""
-        verdict = await self._asked(_pair(reference, answer))
+        """Whether the answers are equal, each read as it stands; None if that was not verified.
+
+        What has $, \\(, \\[ or \\boxed anywhere has delimiters, as in published decisions.
+        """
+        return await self._verified(_wrapped(reference), _wrapped(answer))
+
+    async def _verified(self, reference: str, answer: str) -> bool | None:
+        verdict = await self._asked((reference, answer))
         return None if verdict is None else bool(verdict)
 
     async def ballots(self, texts: Sequence[str]) -> list[str | None]:
@@ -107,7 +117,8 @@ class MathVerify:
 
     async def _alike(self, first: str, second: str) -> bool | None:
         """Whether either is right where the other is the reference, which it may be in one order alone."""
-        return await self.equal(first, second) or await self.equal(second, first)
+        first, second = _delimited(first), _delimited(second)
+        return await self._verified(first, second) or await self._verified(second, first)
 
     async def _asked(self, key: tuple[str, ...]) -> bool | str | None:
         """What the worker says of texts."""
@@ -135,12 +146,12 @@ class MathVerify:
 
 
 def _is_delimited(text: str) -> bool:
-    return _DELIMITERS.search(text) is not None
+    return _DELIMITERS.search(_AMOUNT.sub("", text)) is not None
 
 
 def _stated(text: str) -> str:
     """What of a text Math-Verify reads the answer in."""
-    return text if _is_delimited(_AMOUNT.sub("", text)) else final_answer(text) or text
+    return text if _is_delimited(text) else final_answer(text) or text
 
 
 def _is_prose(stated: str) -> bool:
@@ -148,21 +159,12 @@ def _is_prose(stated: str) -> bool:
     return not _is_delimited(stated) and _PROSE.search(stated) is not None
 
 
-def _pair(reference: str, answer: str) -> tuple[str, str]:
-    """Both as they are where they have math delimiters, else between them.
-
-    The dollar sign of an amount, \\$18.90, counts as a delimiter, as in the published decisions, unless
-    both are amounts.
-    """
-    if not any(_is_delimited(_AMOUNT.sub("", text)) for text in (reference, answer)) and all(
-        map(_AMOUNT.search, (reference, answer))
-    ):
-        return f"${reference}$", f"${answer}$"
-    return _delimited(reference), _delimited(answer)
-
-
 def _delimited(answer: str) -> str:
     return answer if _is_delimited(answer) else f"${answer}$"
+
+
+def _wrapped(answer: str) -> str:
+    return answer if any(mark in answer for mark in _MARKS) else f"${answer}$"
 
 
 class _Worker:
