@@ -131,10 +131,13 @@ def test_alpaca_evals_outputs_are_joined_with_their_annotations(tmp_path, shared
         ({"output_2": "other"}, "another output"),
         ({"instruction": "New?"}, "no"),
         ({"preference": "good"}, "no number"),
+        ({"instruction": None}, "annotation 1 has no 'instruction'"),
     ]:
         (tmp_path / "annotations.json").write_text(json.dumps([{**judged[0], **change}, *judged[1:]]))
         result = cli(*command, cwd=tmp_path)
         assert result.returncode == 2 and said in result.stderr, result.stderr
+    result = cli(*command, "task.limit=10", cwd=tmp_path)
+    assert result.returncode == 2 and "task.path" in result.stderr
 
 
 @pytest.mark.parametrize("limit", ["-3", "0", "1.5"])

@@ -54,6 +54,8 @@ ROWS = [{"problem": "1", "n": "4", "c": "1"}, {"problem": "2", "n": 8, "c": 0}]
         (ROWS, 5, "from 1 to 4"),
         (ROWS, 0, "from 1 to 4"),
         (ROWS, "abc", "k=abc: give integers"),
+        (ROWS, 1.5, "k=1.5: give integers"),
+        (ROWS, [], "k=\\[\\]: give integers"),
         ([*ROWS, {"problem": "1", "n": 4, "c": 1}], None, "more than once"),
         ([*ROWS, {"problem": "3", "n": 4, "c": 5}], None, "c from 0 to n"),
         ([*ROWS, {"problem": "3", "n": 4, "c": ""}], None, "no integer"),

@@ -13,7 +13,7 @@ from toa_exp.errors import BadInput
 from toa_exp.metrics.length_control import INSTRUCTIONS, instruction_number
 from toa_exp.scoring import rows as checks
 from toa_exp.scoring.measure import Scored
-from toa_exp.scoring.preferences import from_annotations, score_preferences
+from toa_exp.scoring.preferences import from_annotations, required, score_preferences
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _texts(outputs: Sequence[checks.Row]) -> dict[str, str]:
 
 
 def _check(row: checks.Row, number: int, texts: Mapping[str, str]) -> None:
-    instruction = str(row["instruction"])
+    instruction = required(row, "instruction", number)
     if instruction not in texts:
         raise BadInput(f"there is an annotation, but no output, of instruction {instruction!r:.80}")
     output = checks.text(row, "output_2", f"annotation {number}")

@@ -14,7 +14,7 @@ _PROBLEM = ("problem", "id")
 
 
 def score_counts(
-    rows: Sequence[checks.Row], *, k: int | str | Sequence[int] | None, chosen: Mapping[str, str | None]
+    rows: Sequence[checks.Row], *, k: int | float | str | Sequence[int] | None, chosen: Mapping[str, str | None]
 ) -> Scored:
     """Coverage, pass@<k>, of the rows of one set, model and benchmark, which `chosen` names.
 
@@ -35,11 +35,11 @@ def coverage(counts: Sequence[tuple[int, int]], ks: Sequence[int], failed: int =
     return {f"pass@{k}": mean([pass_at_k(n, c, k) for n, c in counts], failed, signature) for k in ks}
 
 
-def _asked(k: int | str | Sequence[int] | None, fewest: int) -> list[int]:
+def _asked(k: int | float | str | Sequence[int] | None, fewest: int) -> list[int]:
     if k is None:
         return sizes(fewest)
-    ks = [k] if isinstance(k, int | str) else list(k)
-    for one in ks:
+    ks = [k] if isinstance(k, int | float | str) else list(k)
+    for one in ks or [k]:
         if not isinstance(one, int) or isinstance(one, bool) or not 1 <= one <= fewest:
             raise BadInput(f"k={one}: give integers from 1 to {fewest}, the fewest samples of a problem")
     return [int(one) for one in ks]

@@ -87,6 +87,7 @@ def _preferences(rows: Sequence[Row], config: DictConfig) -> Scored:
 def _annotations(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.alpaca import score_annotations
 
+    _whole_unless_named(config)
     return score_annotations(rows, None, config, _references(config))
 
 
@@ -98,6 +99,7 @@ def _model_outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
             "these outputs are not judged: give annotations=<the annotations.json of alpaca_eval>; the "
             "answers of a run are judged by: toa-exp evaluate <run folder> metric=alpaca_eval"
         )
+    _whole_unless_named(config)
     annotations = read(Path(config.annotations), "annotations")
     return score_annotations(annotations, rows, config, _references(config))
 
@@ -165,6 +167,12 @@ def _whole(config: DictConfig, form: str) -> None:
         raise BadInput(
             f"{form} are scored as a whole: take out task.limit and task.ids, or give a file of fewer rows"
         )
+
+
+def _whole_unless_named(config: DictConfig) -> None:
+    """Raises BadInput where only some instructions are asked for, and no file of the task names them."""
+    if config.task.get("path") is None:
+        _whole(config, "annotations without task.path=<the evaluation set>")
 
 
 FORMS = [

@@ -92,7 +92,7 @@ def from_table(rows: Sequence[checks.Row]) -> list[Comparison]:
 
 def from_annotations(rows: Sequence[checks.Row], numbers: Mapping[str, int]) -> list[Comparison]:
     """The comparisons of AlpacaEval's annotations.json, whose instructions have these `numbers`."""
-    instructions = [_required(row, "instruction", number) for number, row in enumerate(rows, start=1)]
+    instructions = [required(row, "instruction", number) for number, row in enumerate(rows, start=1)]
     checks.unique(instructions, "instruction")
     one_model(rows)
     found = []
@@ -100,7 +100,7 @@ def from_annotations(rows: Sequence[checks.Row], numbers: Mapping[str, int]) -> 
         where = f"annotation {number}"
         if instruction not in numbers:
             raise BadInput(f"{where}: none of the instructions that are evaluated is {instruction!r:.80}")
-        baseline, output = (_required(row, field, number, empty=True) for field in ("output_1", "output_2"))
+        baseline, output = (required(row, field, number, empty=True) for field in ("output_1", "output_2"))
         found.append(Comparison(numbers[instruction], len(baseline), len(output), preference(row, where)))
     return found
 
@@ -131,7 +131,8 @@ def _known(instruction: int, where: str) -> int:
     return instruction
 
 
-def _required(row: checks.Row, field: str, number: int, *, empty: bool = False) -> str:
+def required(row: checks.Row, field: str, number: int, *, empty: bool = False) -> str:
+    """The text of an annotation's field; raises BadInput where it has none."""
     value = checks.text(row, field, f"annotation {number}")
     if value is None or not (value or empty):
         raise BadInput(f"annotation {number} has no {field!r}; it has {', '.join(map(repr, row))}")
