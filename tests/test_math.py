@@ -56,7 +56,11 @@ def test_a_rows_end_and_an_amount_are_no_delimiters(answer):
 
 
 def test_an_amount_and_its_number_are_equal():
-    assert verdicts([(r"\$36", r"\boxed{36}"), ("36", r"Answer: \$36"), (r"\$36", r"\$37")]) == [True, True, False]
+    assert verdicts([(r"\$36", r"\boxed{36}"), ("36", r"Answer: \$36"), (r"\$36", r"\$37")]) == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_bare_answers_are_read_as_published_decisions_read_them():
@@ -143,7 +147,9 @@ def test_a_hostile_answer_does_not_stop_a_vote():
 
 def test_an_answer_that_cannot_be_compared_does_not_split_the_others(monkeypatch):
     async def verified(self, reference, answer):
-        return None if "$x$" in (reference, answer) else float(reference.strip("$")) == float(answer.strip("$"))
+        return (
+            None if "$x$" in (reference, answer) else float(reference.strip("$")) == float(answer.strip("$"))
+        )
 
     async def asked(self, key):
         return key[0].strip("$")

@@ -52,6 +52,16 @@ def test_limits_ids_and_compressed_files(tmp_path):
         task(path=str(path), ids=[9]).count()
 
 
+def test_a_byte_order_mark_and_a_missing_ending_are_of_no_account(tmp_path):
+    content = b"\xef\xbb\xbf" + json.dumps({"id": "a", "prompt": "p"}).encode() + b"\r\n"
+    for name, written in [("q.jsonl", content), ("q", gzip.compress(content))]:
+        (tmp_path / name).write_bytes(written)
+        assert [p.id for p in task(path=str(tmp_path / name)).problems()] == ["a"]
+    (tmp_path / "q").write_bytes(gzip.compress(content)[:10] + b"\xff" * 40)
+    with pytest.raises(BadInput, match="cannot be read"):
+        task(path=str(tmp_path / "q")).count()
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -132,6 +132,13 @@ def test_games_are_counted_as_arena_hard_auto_counts_them():
     assert [row["failed"] for row in scored.rows] == [None] * 6 + ["no verdict"] * 2
 
 
+@pytest.mark.parametrize("field", ["model", "judge"])
+def test_judgments_of_several_are_refused(field):
+    rows = [both(["A>B", "B>A"]) | {"uid": str(n), field: f"m{n}"} for n in range(2)]
+    with pytest.raises(BadInput, match=f"several {field}s: m0, m1"):
+        score_judgments(rows)
+
+
 def test_what_no_battles_compare_is_refused():
     rows = [{"model_a": "x", "model_b": "y", "winner": "model_a"}] * 6
     rows += [{"model_a": "gpt-4-0314", "model_b": "z", "winner": "tie"}] * 6

@@ -81,6 +81,24 @@ def test_samples_of_a_problem_give_coverage_and_majority_vote(tmp_path, question
     assert found["majority_vote"]["value"] == pytest.approx(1 / 12)
 
 
+def test_references_are_chosen_of_outputs_too(tmp_path):
+    both = [{**row, "refs": {**row["refs"], "B": f"That is sentence {row['id']}."}} for row in ROWS]
+    written(tmp_path / "set.de-en.jsonl", both)
+    written(tmp_path / "mine.jsonl", [{"id": row["id"], "output": row["refs"]["A"]} for row in both])
+    common = ["score", "task=wmt22.de-en", "task.path=set.de-en.jsonl", "outputs=mine.jsonl"]
+    values = [
+        scored(cli(*common, *chosen, cwd=tmp_path))["bleu"]["value"]
+        for chosen in (["reference=A"], ["task.reference=B"], ["reference=B"], ["reference=A,B"])
+    ]
+    assert values[0] == values[3] == pytest.approx(100.0) and values[1] == values[2] < 100.0
+    result = cli(*common, "reference=C", cwd=tmp_path)
+    assert result.returncode == 2 and "A, B" in result.stderr
+    written(tmp_path / "q.jsonl", [{"id": 0, "prompt": "p", "reference": "r"}])
+    common = ["score", "task=jsonl", "task.path=q.jsonl", "outputs=mine.jsonl"]
+    result = cli(*common, "reference=A", cwd=tmp_path)
+    assert result.returncode == 2 and "reference=A" in result.stderr
+
+
 def test_a_file_that_does_not_fit_the_task_is_refused_with_the_forms_that_do(tmp_path):
     written(tmp_path / "x.jsonl", ROWS)
     result = cli("score", "task=math500", "outputs=x.jsonl", cwd=tmp_path)

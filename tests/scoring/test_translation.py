@@ -187,6 +187,7 @@ def test_a_gzipped_file_is_read_line_by_line(tmp_path):
         (b"", "empty"),
         (b'{"a": 1}\n{"a"', "line 2"),
         (b"\xff{}", "UTF-8"),
+        (gzip.compress(b"n,c\n")[:10] + b"\xff" * 40, "cannot be read"),
         (b"n,c\n1\n", "line 2"),
         (b"[1]", "no JSON object"),
         (b"n,c\n", "no rows"),

@@ -62,9 +62,10 @@ def score_judgments(rows: Sequence[checks.Row]) -> Scored:
     identifiers = checks.identifiers(
         rows, "id" if "id" in rows[0] else "uid" if "uid" in rows[0] else "question_id"
     )
-    models = sorted({str(row.get("model")) for row in rows})
-    if len(models) > 1:
-        raise BadInput(f"the judgments are of several models: {', '.join(models[:5])}; score each apart")
+    for field in ("model", "judge"):
+        names = sorted({str(row.get(field)) for row in rows})
+        if len(names) > 1:
+            raise BadInput(f"the judgments are of several {field}s: {', '.join(names[:5])}; score each apart")
     rule = "nemo-skills"
     if "games" in rows[0]:
         rule = _FIRST_RULE if "question_id" in rows[0] else "arena-hard-auto"

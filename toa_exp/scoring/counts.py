@@ -14,7 +14,10 @@ _PROBLEM = ("problem", "id")
 
 
 def score_counts(
-    rows: Sequence[checks.Row], *, k: int | float | str | Sequence[int] | None, chosen: Mapping[str, str | None]
+    rows: Sequence[checks.Row],
+    *,
+    k: int | float | str | Sequence[int] | None,
+    chosen: Mapping[str, str | None],
 ) -> Scored:
     """Coverage, pass@<k>, of the rows of one set, model and benchmark, which `chosen` names.
 

@@ -6,12 +6,12 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 from toa_exp.errors import BadInput
-
-Row = dict[str, Any]
+from toa_exp.tasks.source import GZIP, Row
 
 
 def read(path: Path, key: str) -> list[Row]:
@@ -37,10 +37,10 @@ def read(path: Path, key: str) -> list[Row]:
 def _text(path: Path) -> str:
     content = path.read_bytes()
     try:
-        if content[:2] == b"\x1f\x8b":
+        if content[:2] == GZIP:
             content = gzip.decompress(content)
         return content.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise BadInput(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 

@@ -58,8 +58,6 @@ def _hypotheses(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.segments import Segments
     from toa_exp.scoring.translation import score_systems
 
-    given = config.reference
-    reference = [str(label) for label in given] if OmegaConf.is_list(given) else given and str(given)
     pair = None if OmegaConf.is_missing(config.task, "pair") else config.task.pair
     segments = Segments(
         config.task.get("path"), config.task.get("testset"), pair or pair_in_name(Path(config.outputs))
@@ -71,7 +69,7 @@ def _hypotheses(rows: Sequence[Row], config: DictConfig) -> Scored:
         kept,
         Path(config.outputs),
         system=None if config.system is None else str(config.system),
-        reference=reference,
+        reference=_labels(config),
         pair=pair,
         absent=absent,
     )
@@ -117,6 +115,13 @@ def _counts(rows: Sequence[Row], config: DictConfig) -> Scored:
 def _outputs(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.outputs import score_outputs
 
+    if config.reference is not None:
+        if "reference" not in config.task:
+            raise BadInput(f"reference={config.reference}: of this task every problem has one; take it out")
+        labels = _labels(config)
+        config = OmegaConf.merge(  # type: ignore[assignment]
+            config, {"task": {"reference": None if labels == "all" else labels}}
+        )
     return score_outputs(rows, build(config.task, "task"), more=config.get("metric") is not None)
 
 
@@ -132,6 +137,12 @@ def _judgments(rows: Sequence[Row], config: DictConfig) -> Scored:
 
     _whole(config, "judgments")
     return score_judgments(rows)
+
+
+def _labels(config: DictConfig) -> str | list[str] | None:
+    """The labels of the references to score against, `all`, or None."""
+    given = config.reference if config.reference is not None else config.task.get("reference")
+    return [str(label) for label in given] if OmegaConf.is_list(given) else given and str(given)
 
 
 def _references(config: DictConfig) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -11,10 +12,11 @@ from typing import Any, TextIO, cast
 from toa_exp.errors import BadInput
 
 Row = dict[str, Any]
+GZIP = b"\x1f\x8b"  # what gzipped files start with
 
 
 def rows(path: str | None, hub: dict[str, Any] | None) -> Iterator[Row]:
-    """The rows of a JSON Lines or JSON file (gzip by its ending .gz), or else of a hub data set.
+    """The rows of a JSON Lines or JSON file (gzipped or not), or else of a hub data set.
 
     `hub` holds `path`, `name`, `split` and `revision` as `datasets.load_dataset` takes them, or
     `path`, `revision` and `file`, one such file of the data set. Raises BadInput for a file that is
@@ -57,7 +59,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield _row(path, number, line)
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise BadInput(f"{path} cannot be read as UTF-8 JSON Lines: {error}") from error
 
 
@@ -72,9 +74,11 @@ def _list_rows(path: Path, file: TextIO) -> Iterator[Row]:
 
 
 def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8"))
-    return path.open(encoding="utf-8")
+    with path.open("rb") as file:
+        zipped = file.read(2) == GZIP
+    if zipped:
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig"))
+    return path.open(encoding="utf-8-sig")
 
 
 def _row(path: Path, number: int, line: str) -> Row:
