@@ -119,7 +119,7 @@ def _filled(content: str, values: Mapping[str, str]) -> str:
 def _answers(path: str | None, hub: dict[str, Any] | None) -> dict[str, str]:
     """The baseline's answers by id, of arena-hard-auto's model_answer or rows of id and output."""
     found: dict[str, str] = {}
-    for number, row in enumerate(rows(path, hub), start=1):
+    for number, row in enumerate(rows(path, hub, "metric.baseline"), start=1):
         identifier, text = field(row, _ID), field(row, _TEXT)
         if identifier is None or not isinstance(text, str):
             raise BadInput(f"metric.baseline, row {number}: give an id ({', '.join(_ID)}) and 'output'")

@@ -15,19 +15,20 @@ Row = dict[str, Any]
 GZIP = b"\x1f\x8b"  # what gzipped files start with
 
 
-def rows(path: str | None, hub: dict[str, Any] | None) -> Iterator[Row]:
+def rows(path: str | None, hub: dict[str, Any] | None, key: str = "task.path") -> Iterator[Row]:
     """The rows of a JSON Lines or JSON file (gzipped or not), or else of a hub data set.
 
     `hub` holds `path`, `name`, `split` and `revision` as `datasets.load_dataset` takes them, or
-    `path`, `revision` and `file`, one such file of the data set. Raises BadInput for a file that is
-    missing or cannot be read, with the line, and for an unreachable hub.
+    `path`, `revision` and `file`, one such file of the data set. `key` is the option that names a local
+    file. Raises BadInput for a file that is missing or cannot be read, with the line, and for an
+    unreachable hub.
     """
     if path is not None:
-        yield from _file_rows(Path(path).expanduser())
+        yield from _file_rows(Path(path).expanduser(), key)
     elif hub:
-        yield from _hub_rows(hub)
+        yield from _hub_rows(hub, key)
     else:
-        raise BadInput("the task has no data: give task.path=<file.jsonl>")
+        raise BadInput(f"there are no data: give {key}=<file.jsonl>")
 
 
 def chosen_ids(ids: Sequence[str | int] | str | int | None) -> set[str] | None:
@@ -48,9 +49,9 @@ def chosen_ids(ids: Sequence[str | int] | str | int | None) -> set[str] | None:
     return {str(identifier) for identifier in ([ids] if isinstance(ids, str | int) else ids)}
 
 
-def _file_rows(path: Path) -> Iterator[Row]:
+def _file_rows(path: Path, key: str) -> Iterator[Row]:
     if not path.is_file():
-        raise BadInput(f"task.path={path}: no such file; give a JSON Lines file (.jsonl or .jsonl.gz)")
+        raise BadInput(f"{key}={path}: no such file; give a JSON Lines file (.jsonl or .jsonl.gz)")
     with _open(path) as file:
         try:
             if path.name.removesuffix(".gz").endswith(".json"):
@@ -91,17 +92,17 @@ def _row(path: Path, number: int, line: str) -> Row:
     return row
 
 
-def _hub_rows(hub: dict[str, Any]) -> Iterator[Row]:
+def _hub_rows(hub: dict[str, Any], key: str) -> Iterator[Row]:
     try:
         if hub.get("file"):
-            yield from _file_rows(Path(_hub_file(hub)))
+            yield from _file_rows(Path(_hub_file(hub)), key)
             return
         data = _hub_data(hub)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"the data set {hub['path']!r} could not be loaded from the hub "
             f"({type(error).__name__}: {error}). Where the hub is out of reach, give a file of the same "
-            f"fields, task.path=<file>: {_where(hub)}"
+            f"fields, {key}=<file>: {_where(hub)}"
         ) from error
     for row in data:
         yield dict(row)
