@@ -158,6 +158,12 @@ def test_alpaca_evals_outputs_are_joined_with_their_annotations(tmp_path, shared
     assert result.returncode == 2 and "task.path" in result.stderr
 
 
+def test_a_model_of_battles_may_be_called_a_number(tmp_path):
+    written(tmp_path / "battles.jsonl", [{"model_a": "2023", "model_b": "2022", "winner": "tie"}] * 2)
+    common = ["score", "task=arena_hard", "outputs=battles.jsonl"]
+    assert scored(cli(*common, "system=2023", "baseline=2022", cwd=tmp_path))["score"]["value"] == 50.0
+
+
 @pytest.mark.parametrize("limit", ["-3", "0", "1.5"])
 def test_a_limit_that_is_no_number_of_rows_is_refused(tmp_path, limit):
     written(tmp_path / "wmt22.de-en.jsonl", ROWS)

@@ -68,7 +68,7 @@ def _hypotheses(rows: Sequence[Row], config: DictConfig) -> Scored:
     return score_systems(
         kept,
         Path(config.outputs),
-        system=None if config.system is None else str(config.system),
+        system=_name(config.system),
         reference=_labels(config),
         pair=pair,
         absent=absent,
@@ -129,7 +129,7 @@ def _battles(rows: Sequence[Row], config: DictConfig) -> Scored:
     from toa_exp.scoring.battles import score_battles
 
     _whole(config, "battles")
-    return score_battles(rows, system=config.system, baseline=config.baseline)
+    return score_battles(rows, system=_name(config.system), baseline=_name(config.baseline))
 
 
 def _judgments(rows: Sequence[Row], config: DictConfig) -> Scored:
@@ -137,6 +137,10 @@ def _judgments(rows: Sequence[Row], config: DictConfig) -> Scored:
 
     _whole(config, "judgments")
     return score_judgments(rows)
+
+
+def _name(given: object) -> str | None:
+    return None if given is None else str(given)
 
 
 def _labels(config: DictConfig) -> str | list[str] | None:
