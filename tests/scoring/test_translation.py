@@ -181,6 +181,12 @@ def test_a_gzipped_file_is_read_line_by_line(tmp_path):
     assert read(path, "outputs") == [odd, {"text": "a\0b"}]
 
 
+def test_a_table_may_hold_long_answers(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("id,output\n1," + "x" * 200_000)
+    assert read(path, "outputs") == [{"id": "1", "output": "x" * 200_000}]
+
+
 @pytest.mark.parametrize(
     "content, said",
     [
@@ -189,6 +195,7 @@ def test_a_gzipped_file_is_read_line_by_line(tmp_path):
         (b"\xff{}", "UTF-8"),
         (gzip.compress(b"n,c\n")[:10] + b"\xff" * 40, "cannot be read"),
         (b"n,c\n1\n", "line 2"),
+        (b"n,c,c\n1,2,3\n", "occurs twice"),
         (b"[1]", "no JSON object"),
         (b"n,c\n", "no rows"),
     ],

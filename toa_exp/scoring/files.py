@@ -58,9 +58,13 @@ def _list(path: Path, text: str) -> list[Row]:
 
 
 def _table(path: Path, text: str) -> list[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # an answer may be long
     reader = csv.DictReader(io.StringIO(text, newline=""))
     rows = []
     try:
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names):
+            raise BadInput(f"{path}, line 1: a column occurs twice: {', '.join(names)}")
         for row in reader:
             if None in row or None in row.values():
                 raise BadInput(f"{path}, line {reader.line_num}: not as many fields as the header has")
