@@ -308,8 +308,8 @@ def test_an_arena_judge_that_talks_nonsense_leaves_failed_games(tmp_path, arena_
 
 
 def test_an_arena_baseline_that_is_not_there_is_named_by_its_option(tmp_path, arena_run):
-    result = cli("evaluate", arena_run, "metric=arena_hard", "metric.baseline=none.jsonl", "metric.agent.model=j",
-                 "metric.engine.key_env=null", "metric.length=characters", cwd=tmp_path)  # fmt: skip
+    result = cli("evaluate", arena_run, "metric=arena_hard", "metric.baseline=none.jsonl",
+                 "metric.agent.model=j", "metric.engine.key_env=null", cwd=tmp_path)  # fmt: skip
     assert result.returncode == 2 and "metric.baseline=none.jsonl: no such file" in result.stderr
 
 

@@ -124,11 +124,18 @@ def test_malformed_annotations_are_refused(change, said):
 def test_the_folder_of_references_says_what_it_holds(tmp_path, caplog):
     with pytest.raises(BadInput, match="df_gamed"):
         reference_file(tmp_path)
-    (tmp_path / "df_gamed_reconstructed.csv").touch()
+    header = "preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline,model\n"
+    table = header + "".join(f"0.5,{n},0.1,0.2,False,gamed\n" for n in range(805))
+    (tmp_path / "df_gamed_reconstructed.csv").write_text(table)
     assert reference_file(tmp_path).name == "df_gamed_reconstructed.csv"
     assert "is a reconstruction" in caplog.text
-    (tmp_path / "df_gamed.csv").touch()
+    (tmp_path / "df_gamed.csv").write_text(table)
     assert reference_file(tmp_path).name == "df_gamed.csv"
+    cut = table[: table.index("0.5,800,")]
+    for content, said in [("", "empty"), ("a,b\n1,2\n", "no column preference"), (cut, "no row of 5 of")]:
+        (tmp_path / "df_gamed.csv").write_text(content)
+        with pytest.raises(BadInput, match=said):
+            reference_file(tmp_path)
     with pytest.raises(BadInput, match="no such folder"):
         reference_file(tmp_path / "none")
 

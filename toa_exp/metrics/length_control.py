@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toa_exp.errors import BadInput, missing_extra
+from toa_exp.scoring.files import read
+from toa_exp.scoring.rows import number
 from toa_exp.stats import LEVEL, SEED, interval, resamples
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 DIFFICULTY = "instruction_difficulty.csv"
 GAMED = "df_gamed.csv"
 RECONSTRUCTED = "df_gamed_reconstructed.csv"
+_COLUMNS = ["preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model"]
 INSTRUCTIONS = 805
 _GLM = "length_controlled_v1"
 _HUB, _REVISION = "tatsu-lab/alpaca_eval", "2edc6fad8be6b14ea7230aabfd08188da6b8b814"
@@ -84,15 +87,27 @@ def reference_file(folder: Path | None) -> Path:
     if not folder.is_dir():
         raise BadInput(f"references={folder}: no such folder; it holds {GAMED}, and maybe {DIFFICULTY}")
     if (folder / GAMED).is_file():
-        return folder / GAMED
+        return _checked(folder / GAMED)
     if (folder / RECONSTRUCTED).is_file():
         log.warning("%s is a reconstruction of AlpacaEval's %s: length-controlled win rates may differ from "
                     "the official ones in the second decimal", folder / RECONSTRUCTED, GAMED)  # fmt: skip
-        return folder / RECONSTRUCTED
+        return _checked(folder / RECONSTRUCTED)
     raise BadInput(
         f"references={folder} has neither {GAMED} nor {RECONSTRUCTED}. {GAMED} is in the data set "
         f"{_HUB} of the Hugging Face hub"
     )
+
+
+def _checked(path: Path) -> Path:
+    """The path of the table; raises BadInput where it is another one, or not all of it."""
+    rows = read(path, "references")
+    missing = [column for column in _COLUMNS if column not in rows[0]]
+    if missing:
+        raise BadInput(f"{path} has no column {', '.join(missing)}; it is not AlpacaEval's {GAMED}")
+    lacking = set(range(INSTRUCTIONS)) - {number(row, "index", str(path)) for row in rows}
+    if lacking:
+        raise BadInput(f"{path} has no row of {len(lacking)} of AlpacaEval's {INSTRUCTIONS} instructions")
+    return path
 
 
 def _from_hub() -> Path:
