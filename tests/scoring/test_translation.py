@@ -104,6 +104,8 @@ def test_the_target_language_decides_the_tokenizer(pair, tokenizer):
         ("wmt23_en-cs.jsonl", "en-cs"),
         ("mine.jsonl", None),
         ("a.zh_en.json", "zh-en"),
+        ("sys_out.jsonl", None),
+        ("sys_out.cs-uk.my_new.jsonl", "cs-uk"),
     ],
 )
 def test_the_pair_is_read_off_the_name(name, pair):

@@ -13,7 +13,11 @@ from toa_exp.stats import bootstrap
 
 METRICS = ["bleu", "chrf"]
 PAIR = re.compile(r"^([a-z]{2,3})-([a-z]{2,3})$")
-_IN_NAME = re.compile(r"(?<![a-z])([a-z]{2,3})[-_]([a-z]{2,3})(?![a-z])")
+_CODE = (  # of the languages of sacrebleu's test sets, and Dutch: sys_out.jsonl names no pair
+    "(ar|bn|cs|de|el|en|es|et|fi|fr|gu|ha|he|hi|hr|hu|is|it|iu|ja|kk|km|ko|liv|lt|lv|nl|pl|ps|pt|ro|ru|"
+    "sah|ta|tr|uk|xh|zh|zu)"
+)
+_IN_NAME = re.compile(rf"(?<![a-z]){_CODE}[-_]{_CODE}(?![a-z])")
 
 
 def pair_in_name(path: Path) -> str | None:
