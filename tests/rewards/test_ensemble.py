@@ -217,3 +217,14 @@ def test_a_task_without_references_needs_stated_moments():
 
     with pytest.raises(BadInput, match=r"reward\.moments"):
         ensemble(rule="standardised_mean", task=Open(5))
+
+
+def test_a_member_that_reads_no_references_is_tried_on_none():
+    simulated = "toa_exp.rewards.simulator.SimulatedReward"
+    members = {
+        "a": {"_target_": TARGET, "name": "a"},
+        "b": {"_target_": simulated, "noise": 0.4, "scale": 0.1, "tokens_per_second": 1.0},
+    }
+    assert ensemble().warms_up and not ensemble(members=members).warms_up
+    with pytest.raises(BadInput, match=r"reward\.moments"):
+        ensemble(members=members, rule="standardised_mean")

@@ -58,6 +58,7 @@ class Ensemble:
             name: build(OmegaConf.create(dict(node)), f"reward.members.{name}", task=task)
             for name, node in sorted(members.items())
         }
+        self.warms_up = all(getattr(member, "warms_up", True) for member in self.members.values())
         self._rule = rule
         self._standardised = rule == "standardised_mean"
         self._moments: dict[str, tuple[float, float]] | None = None
@@ -68,11 +69,11 @@ class Ensemble:
         elif moments is not None:
             self._moments = _stated(moments, self.members)
         else:
-            self._pairs = list(islice(pairs(task), calibration))
+            self._pairs = list(islice(pairs(task), calibration)) if self.warms_up else []
             if len(self._pairs) < 2:
                 raise BadInput(
-                    "reward.rule=standardised_mean: the task has no references to estimate the members' mean "
-                    "and sd from; give reward.moments={<name>: {mean: <number>, sd: <number>}, ...}"
+                    "reward.rule=standardised_mean: the task has no references that all members read, to "
+                    "estimate their mean and sd from; give reward.moments={<name>: {mean: <number>, sd: <number>}, ...}"
                 )
         self.shape = _together([member.shape for member in self.members.values()])
         self.range = self._range()
