@@ -1,12 +1,14 @@
 """AlpacaEval's judge at a scripted endpoint: nonsense is a failed judgement, and its tokens count."""
 
 import gc
+import json
 import warnings
 
 import pytest
 from fake_endpoint import Answer, completion, serving
 
-from toa_exp.errors import Unavailable
+from toa_exp.errors import BadInput, Unavailable
+from toa_exp.metrics import arena_judge, of_run
 from toa_exp.metrics.judging import Pair, WeightedJudge
 
 PAIRS = [Pair(f"Question {n}?", f"baseline {n}", f"answer {n}") for n in range(4)]
@@ -73,3 +75,12 @@ def test_whole_preferences_are_kept_and_some_may_fail(tmp_path):
 def test_an_endpoint_that_is_none_is_named(tmp_path, body):
     with serving(lambda _: Answer(body)) as server, pytest.raises(Unavailable, match="no chat completion"):
         judged(server.url, tmp_path)
+
+
+@pytest.mark.parametrize("read", [of_run._outputs, lambda path: arena_judge._answers(path, None)])
+def test_a_baseline_with_two_answers_to_a_question_is_refused(tmp_path, read):
+    path = tmp_path / "baseline.jsonl"
+    row = {"id": "a", "instruction": "a", "output": "b"}
+    path.write_text("".join(json.dumps({**row, "output": one}) + "\n" for one in "xy"))
+    with pytest.raises(BadInput, match="metric.baseline.*'a' occurs"):
+        read(str(path))

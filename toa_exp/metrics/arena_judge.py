@@ -123,5 +123,7 @@ def _answers(path: str | None, hub: dict[str, Any] | None) -> dict[str, str]:
         identifier, text = field(row, _ID), field(row, _TEXT)
         if identifier is None or not isinstance(text, str):
             raise BadInput(f"metric.baseline, row {number}: give an id ({', '.join(_ID)}) and 'output'")
+        if str(identifier) in found:
+            raise BadInput(f"metric.baseline, row {number}: the id {str(identifier)!r} occurs twice")
         found[str(identifier)] = text
     return found

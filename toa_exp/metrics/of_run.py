@@ -16,6 +16,7 @@ from toa_exp.metrics.coverage import pass_at_k
 from toa_exp.metrics.judging import Pair, WeightedJudge
 from toa_exp.metrics.length_control import Comparison, by_answer, instruction_number, reference_file
 from toa_exp.scoring.files import read
+from toa_exp.scoring.rows import unique
 from toa_exp.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -290,4 +291,6 @@ def _own(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 
 def _outputs(path: str) -> dict[str, Any]:
     rows = read(Path(path), "metric.baseline")
-    return {str(row.get("instruction", row.get("prompt"))): row.get("output") for row in rows}
+    instructions = [str(row.get("instruction", row.get("prompt"))) for row in rows]
+    unique(instructions, f"metric.baseline={path}: instruction")
+    return {one: row.get("output") for one, row in zip(instructions, rows, strict=True)}
