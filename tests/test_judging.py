@@ -82,5 +82,5 @@ def test_a_baseline_with_two_answers_to_a_question_is_refused(tmp_path, read):
     path = tmp_path / "baseline.jsonl"
     row = {"id": "a", "instruction": "a", "output": "b"}
     path.write_text("".join(json.dumps({**row, "output": one}) + "\n" for one in "xy"))
-    with pytest.raises(BadInput, match="metric.baseline.*'a' occurs"):
+    with pytest.raises(BadInput, match=r"metric\.baseline.*'a' occurs"):
         read(str(path))

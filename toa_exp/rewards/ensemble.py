@@ -73,7 +73,8 @@ class Ensemble:
             if len(self._pairs) < 2:
                 raise BadInput(
                     "reward.rule=standardised_mean: the task has no references that all members read, to "
-                    "estimate their mean and sd from; give reward.moments={<name>: {mean: <number>, sd: <number>}, ...}"
+                    "estimate their mean and sd from; give reward.moments={<name>: {mean: <number>, sd: "
+                    "<number>}, ...}"
                 )
         self.shape = _together([member.shape for member in self.members.values()])
         self.range = self._range()
