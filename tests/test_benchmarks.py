@@ -95,12 +95,19 @@ def test_ids_come_from_a_list_or_a_file(tmp_path):
         task("task=wmt", "task.pair=de-en", f"task.path={path}", "task.ids=[1,9]").count()
 
 
-def test_the_papers_subset_has_200_segments(shared):
-    config = compose("task=wmt22_paper").task
-    ids = json.loads((shared / "data/wmt/toa_subset_ids.json").read_text())["zh-en"]["200"]
-    assert list(config.ids) == ids and config.pair == "zh-en"
-    path = shared / "data/wmt/wmt22.zh-en.jsonl.gz"
-    assert task("task=wmt22_paper", f"task.path={path}").count() == 200
+@pytest.mark.parametrize("pair", ["zh-en", "de-en"])
+def test_the_papers_subset_has_200_segments(shared, pair):
+    config = compose("task=wmt22_paper", f"task.pair={pair}").task
+    ids = json.loads((shared / "data/wmt/toa_subset_ids.json").read_text())[pair]["200"]
+    path = shared / f"data/wmt/wmt22.{pair}.jsonl.gz"
+    found = task("task=wmt22_paper", f"task.pair={pair}", f"task.path={path}")
+    assert list(config.ids[pair]) == ids and compose("task=wmt22_paper").task.pair == "zh-en"
+    assert {problem.id for problem in found.problems()} == set(map(str, ids)) and found.count() == 200
+
+
+def test_a_pair_that_the_papers_subset_does_not_have_is_refused():
+    with pytest.raises(BadInput, match=r"'cs-en'\. Allowed: .*de-en.*zh-en|zh-en.*de-en"):
+        task("task=wmt22_paper", "task.pair=cs-en", "task.path=segments.jsonl")
 
 
 def test_bleu_and_chrf_of_answers_are_those_of_sacrebleu(shared):

@@ -58,6 +58,8 @@ ROWS = [{"problem": "1", "n": "4", "c": "1"}, {"problem": "2", "n": 8, "c": 0}]
         (ROWS, [], "k=\\[\\]: give integers"),
         ([*ROWS, {"problem": "1", "n": 4, "c": 1}], None, "more than once"),
         ([*ROWS, {"problem": "3", "n": 4, "c": 5}], None, "c from 0 to n"),
+        ([*ROWS, {"problem": "3", "n": 1e30, "c": 5}], None, "n is from 1 to 1000000000 samples"),
+        ([*ROWS, {"problem": "3", "n": 10**400, "c": 5}], None, "no number"),
         ([*ROWS, {"problem": "3", "n": 4, "c": ""}], None, "no integer"),
         ([*ROWS, {"problem": "3", "n": 4, "c": "1.5"}], None, "no integer"),
         ([*ROWS, {"problem": "3", "n": 4, "c": 2, "model": "other"}], None, "2 groups"),

@@ -157,9 +157,9 @@ def key_of(name: str | None, whose: str) -> str | None:
         )
     key = os.environ.get(name, "").strip()
     if not key:
+        replay = ", or choose engine=replay to rerun from the store" if whose.startswith("agent") else ""
         raise BadInput(
-            f"{whose}: the environment variable {name} is empty or not set; export {name}=<key>, or choose "
-            f"engine=replay to rerun from the store"
+            f"{whose}: the environment variable {name} is empty or not set; export {name}=<key>{replay}"
         )
     if not key.isascii() or not key.isprintable():
         raise BadInput(f"{whose}: the environment variable {name} holds characters that no key has")

@@ -11,6 +11,7 @@ from toa_exp.scoring.measure import Measure, Scored, mean, signed
 
 GROUPS = ("set", "model", "benchmark")
 _PROBLEM = ("problem", "id")
+_MOST = 10**9  # samples of a problem; more are a slip
 
 
 def score_counts(
@@ -75,8 +76,10 @@ def group(rows: Sequence[checks.Row], chosen: Mapping[str, str | None]) -> list[
 def _count(row: checks.Row, number: int) -> tuple[int, int]:
     where = f"row {number}"
     samples, correct = checks.integer(row, "n", where), checks.integer(row, "c", where)
-    if samples < 1 or not 0 <= correct <= samples:
-        raise BadInput(f"{where}: n={samples}, c={correct}: n is 1 or more, and c from 0 to n")
+    if not 1 <= samples <= _MOST or not 0 <= correct <= samples:
+        raise BadInput(
+            f"{where}: n={samples}, c={correct}: n is from 1 to {_MOST} samples, and c from 0 to n"
+        )
     return samples, correct
 
 

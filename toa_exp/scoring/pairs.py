@@ -9,6 +9,7 @@ from typing import Any
 
 from toa_exp.errors import BadInput
 from toa_exp.metrics.base import Judge
+from toa_exp.metrics.math import MathVerify
 from toa_exp.scoring import rows as checks
 from toa_exp.scoring.measure import Scored, mean, signed
 
@@ -27,7 +28,8 @@ def score_pairs(rows: Sequence[checks.Row], judge: Judge) -> Scored:
         failed = "empty" if not answer.strip() else "not verified" if verdict is None else None
         decisions.append({"id": identifier, "correct": bool(verdict), "failed": failed})
     failures = sum(row["failed"] is not None for row in decisions)
-    signature = signed("accuracy", **judge.fingerprint(), answers="wrapped", failed="wrong")
+    read = {"answers": "wrapped"} if isinstance(judge, MathVerify) else {}
+    signature = signed("accuracy", **judge.fingerprint(), **read, failed="wrong")
     return Scored(
         {"accuracy": mean([float(row["correct"]) for row in decisions], failures, signature)}, decisions
     )

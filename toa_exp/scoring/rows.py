@@ -79,7 +79,7 @@ def number(row: Row, field: str, where: str) -> float | None:
         raise BadInput(f"{where}: {field}={value!r:.60} is no number")
     try:
         found = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise BadInput(f"{where}: {field}={value!r:.60} is no number") from None
     if math.isinf(found):
         raise BadInput(f"{where}: {field}={value!r} is not finite")

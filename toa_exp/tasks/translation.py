@@ -25,7 +25,7 @@ class Translation:
     file `path` with rows of id, src and refs (texts by label). `reference` is a label, or a list of
     them; None is the test set's own choice, in a file all. `pair` reads like de-en; its target
     decides the tokenizer. `languages` names languages by their code for the prompts. `limit` keeps
-    the first segments and `ids` those named.
+    the first segments and `ids` those named, where pairs have their own by pair.
     """
 
     forms = ("hypotheses", "outputs")
@@ -40,8 +40,12 @@ class Translation:
         path: str | None = None,
         reference: str | Sequence[str] | None = None,
         limit: int | None = None,
-        ids: Sequence[str | int] | str | int | None = None,
+        ids: Mapping[str, Sequence[str | int]] | Sequence[str | int] | str | int | None = None,
     ) -> None:
+        if isinstance(ids, Mapping):
+            if pair not in ids:
+                raise choose("task.pair (task.ids has segments by pair)", pair, list(ids))
+            ids = ids[pair]
         self._part = Part(limit, ids, "segment")
         self._target = target_of(pair)
         source = pair.partition("-")[0]
