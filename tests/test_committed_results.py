@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from toa_exp.compare import compare, write
-from toa_exp.figures import figures
+from toa_exp.figures import chosen_metric, figures
+from toa_exp.results import estimate, find_runs, gather
 
 ROOT = Path(__file__).parents[1]
-REFERENCE = ROOT / "results" / "lab_reference"
+RESULTS = ROOT / "results"
+REFERENCE = RESULTS / "lab_reference"
 PAGES = [ROOT / "README.md", ROOT / "experiments" / "lab" / "README.md"]
 TASKS = {"mathematics": "lab_math", "translation": "lab_translation", "writing": "lab_instructions"}
-METRICS = {"mathematics": 3, "translation": 1, "writing": 1}  # decimals that the pages print
+DECIMALS = {"mathematics": 3, "translation": 2, "writing": 1}  # of differences on the pages
+OTHERS = ("ben", "cleo", "dan")
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="not in a checkout")
 
 
@@ -52,8 +55,53 @@ def test_the_table_of_differences_is_that_of_the_comparison(page):
         for method, cell in zip(heads[4:], cells[4:], strict=True):
             row = found[TASKS[task], method, float(cells[1])]
             numbers = [float(row[name]) for name in ("difference", "lower", "upper")]
-            printed = ["{:+.{}f}".format(number, METRICS[task]) for number in numbers]
+            printed = ["{:+.{}f}".format(number, DECIMALS[task]) for number in numbers]
             assert re.findall(r"[+-][0-9.]+", cell) == printed, (task, method, cells[1])
             assert cell.startswith("**") == (numbers[1] > 0 or numbers[2] < 0)
             checked += 1
     assert checked >= 15
+
+
+def prose(page):
+    return " ".join(page.read_text().split())
+
+
+def mean(task, method, budget):
+    """A curve's value over the seeds at a budget."""
+    runs = [run for run in find_runs(REFERENCE / TASKS[task]) if run.labels["method"] == method]
+    metric = chosen_metric(TASKS[task], runs, None)
+    value = estimate(gather(runs, "flops", metric)[budget].rows, runs[0].pools.get(metric))[1]
+    return "{:.{}f}".format(value, 3 if task == "mathematics" else 1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_the_page_says_of_64_samples_without_refinement_is_what_was_found(task):
+    ensemble = mean(task, "parallel", 64.0)
+    alone = [mean(task, method, 64.0) for method in ("random", *(f"random,agent={n}" for n in OTHERS))]
+    said = " against {}, {}, {} and {}".format(*alone)
+    assert re.search(rf"{ensemble}( is)?{said}", prose(PAGES[1]))
+
+
+def test_the_table_of_agents_alone_is_that_of_the_comparison():
+    with (RESULTS / "lab_alone" / "figures" / "comparison.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if float(row["budget"]) == 32.0]
+    for task, name in TASKS.items():
+        cells = [
+            "{:+.{d}f}** [{:+.{d}f}, {:+.{d}f}]".format(
+                *(float(row[key]) for key in ("difference", "lower", "upper")), d=DECIMALS[task]
+            )
+            for row in rows
+            if row["task"] == name
+        ]
+        assert len(cells) == 4
+        assert " | **".join(cells) in PAGES[1].read_text()
+
+
+def test_the_table_of_the_crossing_is_that_of_the_study():
+    with (RESULTS / "lab_crossing" / "figures" / "crossing.csv").open() as file:
+        for row in csv.DictReader(file):
+            low, high = float(row["lower"]), float(row["upper"])
+            difference = f"{float(row['difference']):+.3f}"
+            shown = f"**{difference}**" if low > 0 or high < 0 else difference
+            line = rf"\| {row['parts']} \| 0\.\d+ \| {float(row['y']):.3f} \| {re.escape(shown)} "
+            assert re.search(line + re.escape(f"[{low:+.3f}, {high:+.3f}]"), PAGES[1].read_text())
