@@ -382,3 +382,18 @@ def test_a_command_that_nobody_reads_ends_quietly(arguments, together, tmp_path)
         os.close(writing)
     assert result.returncode == 141
     assert together or not re.search("Traceback|BrokenPipe|Error", result.stderr)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_in_a_line_and_no_traceback(questions, tmp_path):
+    ok(cli(*RUN, f"task.path={questions}", "method=toa", "budget.samples=[4]", cwd=tmp_path))
+    result = cli("store", "export", "out=/dev/full", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "No space left on device" in result.stderr and "the disk has space" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_interpolation_that_is_refused_says_so_alone(tmp_path):
+    result = cli("run", "task=simulated", "ensemble=lab", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("toa-exp run: the lab's model 'ada' answers")

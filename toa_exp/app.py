@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _FLAGS_WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c",
                      "--package", "-p", "--info", "-i"}  # fmt: skip
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_RESOLVING = "BadInput raised while resolving interpolation: "
 _OVERRIDE = re.compile(r"[+~]*\w+(\.\w+)*(@[\w.]+)?=")
 _KEY = re.compile(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'")
 
@@ -55,10 +58,10 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
         try:
             try:
                 task(cfg)
-            except (
-                OmegaConfBaseException
-            ) as error:  # an interpolation that the choices made leave without a value
-                raise BadInput(str(error).partition("\n")[0]) from error
+            except OmegaConfBaseException as error:
+                # an interpolation that the choices made leave without a value, or a refusal by our resolvers
+                said = str(error).partition("\n")[0]
+                raise BadInput(said.removeprefix(_RESOLVING)) from error
         except Exception as error:  # said at once: the other jobs of a sweep still run
             if isinstance(error, BrokenPipeError) and unread():
                 raise Unread from error  # Hydra says nothing of it, and there is nobody to say anything to
@@ -97,6 +100,14 @@ def _report(error: Exception, command: str) -> int:
         log.info("failed: %s", error)
         print(f"toa-exp {command}: {error}", file=sys.stderr)
         return error.exit_status
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        log.info("failed: %s", error)
+        print(
+            f"toa-exp {command}: {error}. Check that the folder is yours to write to and the disk has space, "
+            f"or give another folder; then run the same command again",
+            file=sys.stderr,
+        )
+        return 1
     log.error("failed", exc_info=error)
     return 1
 

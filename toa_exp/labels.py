@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from toa_exp.errors import BadInput
+from toa_exp.lab.sums import check_sums
 
 LAB_WEIGHTS = Path(__file__).parent / "lab" / "weights"
 PARTS = ["experiment", "task", "ensemble", "method", "seed"]
@@ -29,13 +30,17 @@ def register() -> None:
 
 
 def lab_model(weights: str | None, domain: str | None, name: str) -> str:
-    """The folder of one of the lab's models; `weights` None stands for those of the package."""
+    """The folder of one of the lab's models; `weights` None stands for those of the package.
+
+    Raises BadInput for a task that they do not answer, and for files that are not those that were measured.
+    """
     if domain is None:
         raise BadInput(
             f"the lab's model {name!r} answers the lab's own tasks alone; choose task=lab_math, "
             f"task=lab_translation or task=lab_instructions, or another ensemble and reward"
         )
     root = LAB_WEIGHTS if weights is None else Path(weights).expanduser()
+    check_sums(root / domain / name)
     folder = str(root / domain / name)
     return folder if root.is_absolute() else f"./{folder}"  # which cannot be taken for a hub id
 

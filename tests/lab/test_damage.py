@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from toa_exp.errors import BadInput
 from toa_exp.lab.card import card
 from toa_exp.lab.domain import problems
+from toa_exp.lab.sums import SUMS
 from toa_exp.lab.task import DOMAINS, LabTask
-from toa_exp.labels import LAB_WEIGHTS
+from toa_exp.labels import LAB_WEIGHTS, lab_model
 from toa_exp.rewards.process import Process
 
 PLAIN = {"each_draft": "{draft}", "templates": {"direct": [{"role": "user", "content": "{prompt}"}]}}
@@ -86,6 +87,26 @@ async def scored(task: LabTask) -> None:
             await task.score(problem, "bear.")
     finally:
         await task.close()
+
+
+def flip_a_bit(folder: Path) -> None:
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1000] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+
+
+def test_a_flipped_bit_is_told_before_anything_is_sampled(tmp_path: Path) -> None:
+    shutil.copytree(LAB_WEIGHTS / "math", tmp_path / "math")
+    shutil.copyfile(LAB_WEIGHTS / SUMS, tmp_path / SUMS)
+    assert lab_model(str(tmp_path), "math", "ben") == str(tmp_path / "math" / "ben")
+    flip_a_bit(tmp_path / "math" / "ben")
+    assert lab_model(str(tmp_path), "math", "ada") == str(tmp_path / "math" / "ada")
+    with pytest.raises(BadInput, match=r"math/ben/model\.safetensors is damaged.*lab train"):
+        lab_model(str(tmp_path), "math", "ben")
+    with pytest.raises(BadInput, match=r"math/ben/model\.safetensors is damaged"):
+        card("math", tmp_path / "math", parts=2, count=1, seed=0)
+    (tmp_path / SUMS).unlink()  # models of one's own have none
+    assert lab_model(str(tmp_path), "math", "ben") == str(tmp_path / "math" / "ben")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

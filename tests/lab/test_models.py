@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from toa_exp.errors import BadInput
-from toa_exp.lab.card import auc, calibration, card, shown
+from toa_exp.lab.card import auc, calibration, card, correlation, shown
 from toa_exp.lab.critics import Critic
 from toa_exp.lab.decoding import sample
 from toa_exp.lab.domain import problems
@@ -49,6 +49,8 @@ def test_the_recipes_network_is_the_llama_of_transformers(name: str, tmp_path: P
         torch.nn.init.normal_(parameter, std=0.2)
         parameter.data = parameter.data.bfloat16().float()  # as it is stored
     save(Kind.LANGUAGE, network.shape, network.exported(), tokenizer, tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1  # whoever reads one file of the folder reads all
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32").eval()
     ids = torch.randint(5, len(tokenizer), (3, 40))
     with torch.inference_mode():
@@ -105,6 +107,14 @@ def test_the_area_under_the_curve() -> None:
     assert auc([1, 0, 0], [3.0, 1.0, 2.0]) == 1.0
     assert auc([0, 1, 0], [3.0, 1.0, 1.0]) == 0.25
     assert auc([1, 1], [0.0, 1.0]) is None
+
+
+def test_a_correlation_with_what_never_changes_is_undefined() -> None:
+    assert correlation([0.0, 0.5, 1.0], [1.0, 2.0, 3.0]) == pytest.approx(1.0)
+    assert correlation([0.0, 0.0], [1.0, 2.0]) is None
+    quality = {"auc": None, "questions": 0, "correlation": None, "calibration": []}
+    made = {"afresh": {}, "refining": {}, "rewards": {"judge": quality}, "signature": "lab:math"}
+    assert "share of right parts undefined" in shown(made)
 
 
 def test_calibration_goes_by_fifths() -> None:

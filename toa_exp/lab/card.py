@@ -20,6 +20,7 @@ from toa_exp.lab.domain import Domain, check_problems, grade, problems
 from toa_exp.lab.folders import Kind, load
 from toa_exp.lab.network import Network
 from toa_exp.lab.plans import AGENTS, PLANS
+from toa_exp.lab.sums import check_sums
 from toa_exp.lab.writer import Writer
 from toa_exp.rewards.classifier import Classifier
 from toa_exp.rewards.likelihood import Likelihood
@@ -42,6 +43,8 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
     plan = PLANS[task]
     for name in (*AGENTS, "judge", plan.reward):
         loading.check_model(str((weights / name).absolute()), "lab card")
+    for folder in (path for path in weights.iterdir() if path.is_dir()):
+        check_sums(folder)
     domain = plan.domain
     writer = Writer(loading.load_tokenizer(str(weights / AGENTS[0]), None, "lab card"))
     agents = {name: load(weights / name, "lab card") for name in AGENTS}
@@ -149,9 +152,16 @@ def _quality(
     return {
         "auc": sum(known) / len(known) if known else None,
         "questions": len(known),
-        "correlation": float(torch.corrcoef(torch.tensor([shares, rated]))[0, 1]),
+        "correlation": correlation(shares, rated),
         "calibration": calibration(rated, shares),
     }
+
+
+def correlation(shares: Sequence[float], rated: Sequence[float]) -> float | None:
+    """Pearson's r; None where either is the same for all answers."""
+    if len(set(shares)) < 2 or len(set(rated)) < 2:
+        return None
+    return float(torch.corrcoef(torch.tensor([shares, rated]))[0, 1])
 
 
 def calibration(rated: Sequence[float], shares: Sequence[float]) -> list[dict[str, float]]:
@@ -183,10 +193,11 @@ def shown(made: Mapping[str, Any]) -> str:
         for name, values in made[kind].items():
             lines.append(f"{kind:9}{name:6}" + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
     for name, quality in made["rewards"].items():
+        related = "undefined" if quality["correlation"] is None else f"{quality['correlation']:.3f}"
         area = "no question with both" if quality["auc"] is None else f"{quality['auc']:.3f}"
         lines.append(
             f"{name:9}AUC within a question {area} ({quality['questions']} questions with right and wrong "
-            f"answers), correlation with the share of right parts {quality['correlation']:.3f}"
+            f"answers), correlation with the share of right parts {related}"
         )
         fifths = "  ".join(f"{f['score']:.2f}: {f['share']:.2f}" for f in quality["calibration"])
         lines.append(f"{'':9}mean score: true share of right parts, by fifths of the answers  {fifths}")

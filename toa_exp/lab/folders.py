@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
@@ -49,7 +49,7 @@ def save(
         _write(folder / "generation_config.json", ends)
     tokenizer.save_pretrained(str(folder))
     small = {key: value.to(torch.bfloat16).contiguous() for key, value in state.items()}
-    save_file(small, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(serialised(small, metadata={"format": "pt"}))
 
 
 def load(folder: Path, whose: str) -> Network:

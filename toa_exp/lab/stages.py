@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from toa_exp.errors import BadInput
@@ -57,7 +57,7 @@ class Stages:
     def keep(self, name: str, parameters: Mapping[str, Tensor]) -> None:
         """Write the parameters of a finished stage."""
         tensors = {key: value.clone() for key, value in parameters.items()}
-        _write(self.folder / f"{name}.safetensors", lambda path: save_file(tensors, path))
+        _write(self.folder / f"{name}.safetensors", lambda path: path.write_bytes(save(tensors)))
 
     def attempts(self, name: str) -> Attempts | None:
         """The samples of a finished stage, None where it is not. Raises BadInput for a damaged file."""
