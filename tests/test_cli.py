@@ -212,6 +212,7 @@ def test_a_method_of_ones_own_package(questions, tmp_path):
         (["reward.noise=loud"], "reward.noise=loud: expected float or int"),
         (["ensemble.agents.cedar.options.skill=high"], "options.skill=high: expected float or int"),
         (["experiment=null"], "experiment=None"),
+        (["experiment=labb", "seed=-1"], "experiment=labb is a name of your own, not 'lab'"),
         (["seed=99999999999999999999"], "seed=99999999999999999999"),
         (["seed=1.5"], "seed=1.5"),
         (["task.path=???"], "task.path has no value; give task.path=<value>"),

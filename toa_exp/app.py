@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import os
@@ -181,6 +182,9 @@ def _name_experiments(override: Override, arguments: list[str]) -> None:
             raise BadInput(f"experiment={name}: a name has letters, digits and . _ + - only")
         if not any((folder / "experiment" / f"{name}.yaml").is_file() for folder in folders):
             ConfigStore.instance().store(group="experiment", name=str(name), node={})
+            there = {path.stem for folder in folders for path in (folder / "experiment").glob("*.yaml")}
+            if near := difflib.get_close_matches(str(name), sorted(there), n=1, cutoff=0.8):
+                print(f"toa-exp: experiment={name} is a name of your own, not {near[0]!r}", file=sys.stderr)
 
 
 def _config_dirs(arguments: list[str]) -> list[Path]:
