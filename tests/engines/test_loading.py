@@ -229,7 +229,9 @@ def test_a_head_of_a_language_model_may_stay_in_a_classifiers_file(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     save_file(tensors | head, folder / "model.safetensors", {"format": "pt"})
-    load(folder, "AutoModelForSequenceClassification")
+    place = torch.device("cpu"), "auto", "reward"
+    model = loading.load_model("AutoModelForSequenceClassification", str(folder), None, *place)
+    assert torch.equal(model.score.weight, tensors["score.weight"])
 
 
 def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path):
