@@ -186,7 +186,11 @@ def share_gpus(parts: Sequence[Engine | Reward]) -> Ground | None:
 
 
 def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
-    """The run's engine, beside those of `engines` where agents name them; engine=replay stands for all."""
+    """The run's engine, beside those of `engines` where agents name them; engine=replay stands for all.
+
+    The engines that agents name still say what decides their samples (`engine_node`), of which replay knows
+    nothing.
+    """
     if config.engine.get("_target_") == REPLAY:
         replay: Engine = build(config.engine, "engine", agents=agents)
         return replay
