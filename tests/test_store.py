@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import sqlite3
+import threading
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,20 @@ def test_several_processes_share_a_store(where):
         assert process.exitcode == 0
     store = open_store(where)
     assert next(store.rows("SELECT count(*), count(DISTINCT key) FROM draws")) == (300, 300)
+    store.close()
+
+
+def test_a_store_that_another_process_is_making_is_waited_for(tmp_path):
+    path = tmp_path / "store.sqlite"
+    Store(path).close()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("PRAGMA journal_mode = DELETE")  # as it is before its maker has come that far
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.3, other.close)
+    release.start()
+    store = Store(path)
+    release.join()
+    assert next(store.rows("PRAGMA journal_mode")) == ("wal",)
     store.close()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,20 @@ class Store(Storage):
                 f"{self.path} has store format {version}, this version of toa-exp reads {VERSION}; "
                 f"choose another store.path or install the version that wrote it"
             )
-        database.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead()
         database.execute("PRAGMA synchronous = NORMAL")
+
+    def _write_ahead(self) -> None:
+        """Change the journal's mode; unlike all else, SQLite does not wait for other processes there."""
+        end = time.monotonic() + _WAIT
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            time.sleep(0.01)
 
     def _state(self) -> tuple[int, int, int]:
         query = (
