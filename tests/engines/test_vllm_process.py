@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,10 @@ from tiny_models import causal_model
 from toa_exp.core import Problem, Request
 from toa_exp.draws import Draw, Sample, canonical, digest, draw_key
 from toa_exp.engines import vllm_process
+from toa_exp.engines.loading import ONE_AT_A_TIME
 from toa_exp.engines.packing import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
+from toa_exp.engines.vllm_environment import environment
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, Unavailable
 
@@ -188,6 +191,35 @@ def test_every_model_is_started_on_its_gpus_with_its_share(fake, folder):
         assert one.arguments.environment["VLLM_NO_USAGE_STATS"] == "1"
     assert shares == pytest.approx({0: 0.9, 1: 0.9}, abs=1e-6)
     assert "VLLM_NO_USAGE_STATS" not in os.environ
+
+
+def test_engines_that_start_together_all_find_their_environment(monkeypatch):
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "0")
+    before = dict(os.environ)
+    first, second = environment(cpu=False, engines=2), environment(cpu=False, engines=2)
+    first.__enter__()
+    with second:
+        first.__exit__(None, None, None)
+        assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+        assert os.environ["VLLM_NO_USAGE_STATS"] == "0"  # the user's word
+        os.environ["VLLM_SETS_THIS"] = "1"
+    assert dict(os.environ) == before
+
+
+def test_the_environment_does_not_change_while_somebody_loads():
+    entered = threading.Event()
+
+    def start():
+        with environment(cpu=False, engines=1):
+            entered.set()
+
+    starter = threading.Thread(target=start)
+    with ONE_AT_A_TIME:
+        starter.start()
+        assert not entered.wait(0.2)
+        assert "VLLM_NO_USAGE_STATS" not in os.environ
+    starter.join()
+    assert entered.is_set()
 
 
 def test_on_a_cpu_the_settings_are_those_that_are_safe_there(fake, folder, monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from toa_exp.engines.loading import ONE_AT_A_TIME
 from toa_exp.engines.orphans import MARK
 from toa_exp.errors import BadInput, missing_extra
 
@@ -21,6 +22,8 @@ _CPU_ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore::FutureWarning",
 }
+_before: dict[str, str] = {}  # as it was when the first of those that start now began
+_starting = 0
 
 
 def check_vllm() -> None:
@@ -48,13 +51,31 @@ def cpu_environment(engines: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def environment(cpu: bool, engines: int) -> Iterator[None]:
-    """The environment for vLLM's processes, which is as before when they have started."""
-    before = dict(os.environ)
-    for name, value in {**_ENVIRONMENT, **MARK, **(cpu_environment(engines) if cpu else {})}.items():
-        os.environ.setdefault(name, value)
+    """The environment for vLLM's processes, which is as before when the last of them has started.
+
+    It is changed only while nobody loads, imports or makes tokens: C code that reads a variable while
+    another thread sets one ends the whole process.
+    """
+    global _starting
+    with ONE_AT_A_TIME:
+        if not _starting:
+            _before.clear()
+            _before.update(os.environ)
+        _starting += 1
+        for name, value in {**_ENVIRONMENT, **MARK, **(cpu_environment(engines) if cpu else {})}.items():
+            os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
+        with ONE_AT_A_TIME:
+            _starting -= 1
+            if not _starting:
+                _restore()
+
+
+def _restore() -> None:
+    for name in os.environ.keys() - _before.keys():
+        del os.environ[name]
+    for name, value in _before.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value

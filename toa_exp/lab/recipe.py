@@ -101,7 +101,7 @@ class Recipe:
             "toa-exp": __version__,
             "model": asdict(self._shape),
             "parts": plan.span,
-            "strengths": plan.strengths,
+            "agents": [asdict(persona) for persona in plan.personas],
             "judge": plan.judge.value,
             "steps": {
                 "teacher": plan.steps,
