@@ -1,40 +1,17 @@
 """Time sharing, on engines that take time by a clock of their own."""
 
 import asyncio
-import selectors
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from random import Random
 
 import pytest
 from helpers import ToyEngine, run
+from virtual_time import passing
 
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines.turns import Turns
 from toa_exp.errors import Unavailable
 from toa_exp.methods.toa import toa
-
-
-class _Selector(selectors.DefaultSelector):
-    """Waits for nothing: the time that it should wait passes at once."""
-
-    passed = 0.0
-
-    def select(self, timeout: float | None = None) -> list:
-        assert timeout is not None, "everybody waits for somebody else"
-        self.passed += timeout
-        return super().select(0)
-
-
-def passing(make: Callable[[], Awaitable]) -> object:
-    """The result of a coroutine in a loop whose clock runs ahead whenever there is nothing to do."""
-    selector = _Selector()
-    loop = asyncio.SelectorEventLoop(selector)
-    loop.time = lambda: selector.passed
-    try:
-        return loop.run_until_complete(make())
-    finally:
-        loop.close()
 
 
 class Room:

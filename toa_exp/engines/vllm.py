@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines import loading
+from toa_exp.engines.admission import Admission
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import GIB, Model, Plan
 from toa_exp.engines.sizes import main_memory
 from toa_exp.engines.turns import Turns, check_residents
+from toa_exp.engines.vllm_environment import cpu_at_once
 from toa_exp.engines.vllm_process import Process, Recipe
 from toa_exp.engines.vllm_settings import Settings, sampling_of
 from toa_exp.ensemble import Agent
@@ -121,6 +123,7 @@ class Vllm:
             for name, agent in agents.items()
         }
         self._opening: asyncio.Task[Mapping[str, Turns]] | None = None
+        self._admission: Admission | None = None
         self._served: dict[str, _Served] = {}
         self.ground = Ground(gpus, gpu_memory_utilization, self._residents)
         self.ground.add(self.models)
@@ -146,10 +149,11 @@ class Vllm:
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw; its seconds are its share of the engine's."""
         agent = self.agents[draw.request.agent]
-        turns = (await self._opened()).get(self._serving[agent.name])
-        served = self._served[self._serving[agent.name]]
+        serving = self._serving[agent.name]
+        turns = (await self._opened()).get(serving)
+        served = self._served[serving]
         prompt = await served.tokens(draw)
-        async with turns.turn(self._serving[agent.name]) if turns is not None else nullcontext():
+        async with self._turn(turns, serving):
             return await self._draw(served, agent, draw, prompt)
 
     async def close(self) -> None:
@@ -173,6 +177,19 @@ class Vllm:
         if self._opening is None or not self._opening.done() or self._opening.exception() is not None:
             return self._said
         return [turns.report() for turns in dict.fromkeys(self._opening.result().values())]
+
+    @asynccontextmanager
+    async def _turn(self, turns: Turns | None, name: str) -> AsyncIterator[None]:
+        """A context in which a model may be asked."""
+        if turns is not None:
+            async with turns.turn(name):
+                yield
+        elif self._admission is not None:
+            await self._served[name].process.window()  # one that starts keeps no other one waiting
+            async with self._admission.admitted(name):
+                yield
+        else:
+            yield
 
     async def _opened(self) -> Mapping[str, Turns]:
         """The turns, by agent; whoever asks first has the places taken."""
@@ -210,6 +227,9 @@ class Vllm:
             recipe = self._recipe(agent, sleeps=name in turns)
             seat = None if plan is None else plan.seats[name]
             self._served[name] = _Served(agent, Process(recipe, self.ground, seat))
+        if plan is None and not turns:
+            places = {name: self._settings[name].max_num_seqs for name in first}
+            self._admission = Admission(places, cpu_at_once(len(first)))
         return turns
 
     def _check_sleepers(self, plan: Plan) -> None:

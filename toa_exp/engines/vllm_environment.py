@@ -45,8 +45,18 @@ def check_vllm() -> None:
 
 def cpu_environment(engines: int) -> dict[str, str]:
     """What one of `engines` processes of vLLM on a CPU finds in the environment, unless the user says."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {**_CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(max(1, cores // engines))}
+    return {**_CPU_ENVIRONMENT, "OMP_NUM_THREADS": str(max(1, _cores() // engines))}
+
+
+def cpu_at_once(engines: int) -> int:
+    """How many of `engines` processes of vLLM it takes to keep all cores of the CPU busy."""
+    given = {**cpu_environment(engines), **os.environ}["OMP_NUM_THREADS"]
+    threads = given.partition(",")[0]  # then those of nested regions
+    return max(1, _cores() // int(threads)) if threads.isdecimal() and int(threads) else 1
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
