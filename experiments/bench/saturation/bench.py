@@ -75,41 +75,19 @@ class Hash:
 
 
 class Recording:
-    """An engine that keeps the draws it is asked for, and how full each agent's `places` were.
+    """An engine that keeps the draws it is asked for."""
 
-    `filled` are its requests under way, as many as have a place, in the mean over the time by agent.
-    """
-
-    def __init__(self, engine: Engine, places: int) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.agents = engine.agents
         self.draws: list[Draw] = []
         self._engine = engine
-        self._places = places
-        self._under_way = dict.fromkeys(engine.agents, 0)
-        self._filled = dict.fromkeys(engine.agents, 0.0)
-        self._began = self._counted = time.perf_counter()
 
     async def sample(self, draw: Draw) -> Sample:
         self.draws.append(draw)
-        self._count(draw.request.agent, 1)
-        try:
-            return await self._engine.sample(draw)
-        finally:
-            self._count(draw.request.agent, -1)
+        return await self._engine.sample(draw)
 
     async def close(self) -> None:
         await self._engine.close()
-
-    def filled(self) -> list[float]:
-        seconds = self._counted - self._began
-        return [round(value / seconds, 1) for value in self._filled.values()]
-
-    def _count(self, agent: str, more: int) -> None:
-        now = time.perf_counter()
-        for name, number in self._under_way.items():
-            self._filled[name] += min(number, self._places) * (now - self._counted)
-        self._counted = now
-        self._under_way[agent] += more
 
 
 class Silent:
@@ -158,13 +136,15 @@ def given(options: argparse.Namespace, engine: str, url: str, questions: Path, c
     return [*run, *options.overrides]
 
 
-async def search(job: Job, folder: Path) -> tuple[float, float]:
-    """Run the job; what it took."""
+async def search(job: Job, folder: Path) -> tuple[list[Draw], tuple[float, float]]:
+    """Run the job; returns its draws and what it took."""
+    recording = Recording(job.engine)
+    job = replace(job, engine=recording)
     (folder / "store.sqlite").unlink(missing_ok=True)
     with closing(Store(folder / "store.sqlite")) as store:
         clock = Clock()
         await job.runner(job.sampler(store, Counts())).run(folder / "trajectories.jsonl", Silent())
-        return clock.read()
+        return recording.draws, clock.read()
 
 
 async def at_once(engine: Engine, draws: list[Draw]) -> tuple[float, float]:
@@ -174,24 +154,13 @@ async def at_once(engine: Engine, draws: list[Draw]) -> tuple[float, float]:
     return clock.read()
 
 
-class Measured(NamedTuple):
-    """The draws of a search, what it and all of them at once took, and how full the engine was."""
-
-    draws: list[Draw]
-    took: dict[str, tuple[float, float]]
-    filled: dict[str, list[float]]
-
-
-async def measure(config: DictConfig, folder: Path, places: int) -> Measured:
-    """A search, and its draws all at once, on one engine that is warm; `places` are those of an agent."""
+async def measure(config: DictConfig, folder: Path) -> tuple[list[Draw], dict[str, tuple[float, float]]]:
+    """Draws, and what the search and all of them at once took, on one engine that is warm."""
     job = replace(assemble(config, []), reward=Hash())
     try:
         await asyncio.gather(*(job.engine.sample(draw) for draw in warm_up(job)))
-        searching = Recording(job.engine, places)
-        took = {"search": await search(replace(job, engine=searching), folder)}
-        together = Recording(job.engine, places)
-        took["at once"] = await at_once(together, searching.draws)
-        return Measured(searching.draws, took, {"search": searching.filled(), "at once": together.filled()})
+        draws, searched = await search(job, folder)
+        return draws, {"search": searched, "at once": await at_once(job.engine, draws)}
     finally:
         await job.engine.close()
 
@@ -216,12 +185,9 @@ def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> No
             cell = Cell(method, problems)
             config = compose(given(options, engine, url, questions, cell))
             for _ in range(options.rounds):
-                places = options.places // options.agents
-                draws, took, filled = asyncio.run(measure(config, folder, places))
+                draws, took = asyncio.run(measure(config, folder))
                 row: dict[str, Any] = {"engine": engine, "method": method, "problems": problems}
                 row |= {"samples": len(draws), "saturation": ratio(took, 0)}
-                if engine in PLACES:
-                    row["filled"] = filled
                 if engine == "transformers":
                     row["by_processor_time"] = ratio(took, 1)
                 if engine == "fake":
