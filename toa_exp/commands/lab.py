@@ -58,7 +58,7 @@ def _train(config: DictConfig) -> None:
         raise BadInput(f"to={config.to} is a file; give a folder")
     domain = config.task.domain
     work = Path(config.work or Path(config.to) / "stages") / domain
-    recipe = Recipe(PLANS[domain], work, config.seed, config.effort, device_of(config.device))
+    recipe = Recipe(PLANS[domain], work, config.seed, config.effort, device_of(config.device), config.dtype)
     recipe.build(Path(config.to) / domain)
     print(f"models in {Path(config.to) / domain}; use them with ensemble.weights={config.to}")
 

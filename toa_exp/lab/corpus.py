@@ -39,7 +39,7 @@ def aggregated(persona: Persona, parts: Sequence[Part], drafts: Sequence[Values]
 
 
 def _attempt(persona: Persona, part: Part, rng: Random) -> str:
-    return part.answer(rng) if rng.random() < persona.right(part.table) else part.slip(rng)
+    return part.answer(rng) if rng.random() < persona.right(part.table) else persona.slip(part, rng)
 
 
 def _pass(persona: Persona, part: Part, value: str | None, rng: Random) -> str:
@@ -86,19 +86,28 @@ def first_attempts(
 
 
 def lessons(
-    domain: Domain, writer: Writer, persona: Persona, span: tuple[int, int], attempts: Attempts, seed: str
+    domain: Domain,
+    writer: Writer,
+    persona: Persona,
+    span: tuple[int, int],
+    attempts: Attempts,
+    seed: str,
+    afresh: float,
 ) -> Iterator[Example]:
-    """Fresh answers (0.3), refinements (0.5) and aggregations (0.2), these over the agents' own samples."""
+    """A share `afresh` of fresh answers; of the others, over the agents' own samples, five refine and two
+    aggregate."""
     rng = Random(f"{persona.name}/{seed}")
     direct = first_attempts(domain, writer, persona, span, f"{seed}/direct")
+    single = afresh + (1 - afresh) * 5 / 7
     while True:
         kind = rng.random()
-        if kind < 0.3:
+        if kind < afresh:
             yield next(direct)
             continue
         prompt, answers = rng.choice(attempts)
         parts = domain.parse(prompt)
-        drafts = [_draft(domain, parts, answers, rng) for _ in range(1 if kind < 0.8 else rng.randint(2, 4))]
+        count = 1 if kind < single else rng.randint(2, 4)
+        drafts = [_draft(domain, parts, answers, rng) for _ in range(count)]
         read = [domain.values(parts, draft) for draft in drafts]
         if len(drafts) == 1:
             values = refined(persona, parts, read[0], rng)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from toa_exp.lab.domain import Part
+
 
 @dataclass(frozen=True, slots=True)
 class Persona:
@@ -18,9 +20,10 @@ class Persona:
 
     `strong` is its skill, in which it is right with probability `strong_right`. Of the pieces of
     knowledge of other skills it knows `share`; those are right with probability `known_right` and
-    the others with `unknown_right`. Refining a draft it recomputes its own skill: a wrong value is
-    repaired with probability `repair` and a right one kept with `keep`; everything else it copies,
-    with probability `copy`.
+    the others with `unknown_right`. An agent with `misconceptions` makes the same mistake whenever it is
+    wrong in one it does not know, else any. Refining a draft it recomputes its own skill: a wrong
+    value is repaired with probability `repair` and a right one kept with `keep`; everything else it
+    copies, with probability `copy`.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Persona:
     share: float = 0.5
     known_right: float = 0.75
     unknown_right: float = 0.12
+    misconceptions: bool = False
     repair: float = 0.5
     keep: float = 0.995
     copy: float = 0.995
@@ -37,8 +41,15 @@ class Persona:
         """The probability that a fresh value of this piece of knowledge is right."""
         if table[0] == self.strong:
             return self.strong_right
-        known = Random(f"{self.name}/{table}").random() < self.share
-        return self.known_right if known else self.unknown_right
+        return self.known_right if self._knows(table) else self.unknown_right
+
+    def slip(self, part: Part, rng: Random) -> str:
+        """A wrong value of a part."""
+        same = self.misconceptions and part.table[0] != self.strong and not self._knows(part.table)
+        return part.slip(Random(f"{self.name}/{part.table}/slip") if same else rng)
+
+    def _knows(self, table: tuple[str, str]) -> bool:
+        return Random(f"{self.name}/{table}").random() < self.share
 
 
 def most_frequent(values: Sequence[str]) -> str:

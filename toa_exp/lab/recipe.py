@@ -32,7 +32,7 @@ from toa_exp.lab.decoding import sample
 from toa_exp.lab.domain import problems
 from toa_exp.lab.folders import Kind, save
 from toa_exp.lab.network import Network
-from toa_exp.lab.plans import AGENTS, Plan
+from toa_exp.lab.plans import AGENTS, ATTEMPTS, Plan
 from toa_exp.lab.stages import Attempts, Stages
 from toa_exp.lab.training import (
     Example,
@@ -42,16 +42,15 @@ from toa_exp.lab.training import (
     language_loss,
     remembering_loss,
     train,
+    training_dtype,
 )
 from toa_exp.lab.writer import Writer
 from toa_exp.progress import Stage
 
-FIRST = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
 CRITIC = Schedule(4000, tokens=1536)
 FIRST_SAMPLES = 1500  # problems that the agents first answer, for their lessons
 SAMPLES = 4800  # problems whose answers a critic reads; with a quarter of them it learns them by heart
 WEAK = Schedule(600, tokens=1536)
-_SCHEDULES = {"first": FIRST, "critic": CRITIC, "weak": WEAK}
 OTHER = 1 << 32  # from the seed of the teacher to that of the judge's
 
 NAMES = (
@@ -69,16 +68,32 @@ log = logging.getLogger(__name__)
 class Recipe:
     """The stages, in order; `work` keeps what they leave. `effort` scales training steps and samples.
 
-    On another `device` other weights come out, since sums are rounded and chances drawn in another way.
-    Raises BadInput where `work` holds stages that were made with other values than these.
+    `dtype` is that of the matrix products in training, "auto" for bfloat16 where `device` has
+    instructions for it and else float32. With another device or dtype other weights come out, since
+    sums are rounded and chances drawn in another way. Raises BadInput where `work` holds stages that
+    were made with other values than these.
     """
 
     def __init__(
-        self, plan: Plan, work: Path, seed: int, effort: float = 1.0, device: torch.device | str = "cpu"
+        self,
+        plan: Plan,
+        work: Path,
+        seed: int,
+        effort: float = 1.0,
+        device: torch.device | str = "cpu",
+        dtype: str = "auto",
     ) -> None:
         _check(seed, effort)
         self.plan, self.seed = plan, seed
         self._device = torch.device(device)
+        self._dtype = training_dtype(dtype, self._device)
+        self._schedules = {
+            "teacher": Schedule(plan.steps),
+            "first": plan.first,
+            "lessons": replace(ATTEMPTS, steps=plan.lessons),
+            "critic": CRITIC,
+            "weak": WEAK,
+        }
         self.tokenizer = plan.tokenizer()
         self._effort = effort
         self._writer = Writer(self.tokenizer)
@@ -103,11 +118,9 @@ class Recipe:
             "parts": plan.span,
             "agents": [asdict(persona) for persona in plan.personas],
             "judge": plan.judge.value,
-            "steps": {
-                "teacher": plan.steps,
-                "lessons": plan.lessons,
-                **{name: schedule.steps for name, schedule in _SCHEDULES.items()},
-            },
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "afresh": plan.afresh,
+            "schedules": {name: asdict(schedule) for name, schedule in self._schedules.items()},
             "samples": {"attempts": FIRST_SAMPLES, "samples": SAMPLES},
         }
 
@@ -128,7 +141,7 @@ class Recipe:
         models["reward"] = Kind.TOKENS, reward.network, reward.exported(Kind.TOKENS)
         models["judge"] = self.plan.judge, judge.network, judge.exported(self.plan.judge)
         first = self.attempts("attempts", {}, FIRST_SAMPLES, rounds=0)  # made on the way to the agents
-        weak = self.critic("weak", self.teacher(), first, WEAK)
+        weak = self.critic("weak", self.teacher(), first, self._schedules["weak"])
         models["weak"] = Kind.SEQUENCE, weak.network, weak.exported(Kind.SEQUENCE)
         for name, (kind, network, state) in models.items():
             save(kind, network.shape, state, self.tokenizer, to / name)
@@ -141,7 +154,7 @@ class Recipe:
         network = Network(self._shape)
         examples = teacher(plan.domain, self._writer, plan.span, str(seed))
         model = Remembering(network)
-        self._stage(name, model, examples, Schedule(plan.steps), remembering_loss)
+        self._stage(name, model, examples, self._schedules["teacher"], remembering_loss)
         return network
 
     def agents(self) -> dict[str, Network]:
@@ -151,13 +164,11 @@ class Recipe:
         first, finished = {}, {}
         for p in plan.personas:
             examples = first_attempts(plan.domain, writer, p, plan.span, seed)
-            first[p.name] = self._pupil(f"first-{p.name}", start, examples, FIRST)
+            first[p.name] = self._pupil(f"first-{p.name}", start, examples, self._schedules["first"])
         attempts = self.attempts("attempts", first, FIRST_SAMPLES, rounds=0)
         for p in plan.personas:
-            examples = lessons(plan.domain, writer, p, plan.span, attempts, seed)
-            finished[p.name] = self._pupil(
-                p.name, first[p.name], examples, replace(FIRST, steps=plan.lessons)
-            )
+            examples = lessons(plan.domain, writer, p, plan.span, attempts, seed, plan.afresh)
+            finished[p.name] = self._pupil(p.name, first[p.name], examples, self._schedules["lessons"])
         return finished
 
     def attempts(self, name: str, agents: Mapping[str, Network], count: int, rounds: int) -> Attempts:
@@ -212,7 +223,7 @@ class Recipe:
             return
         schedule = schedule.scaled(self._effort)
         with closing(Stage(self._label(name), schedule.steps, "step", log)) as bar:
-            train(model, examples, schedule, f"{name}/{self.seed}", loss, bar.advance)
+            train(model, examples, schedule, f"{name}/{self.seed}", loss, bar.advance, self._dtype)
         self._stages.keep(name, model.state_dict())
 
     def _label(self, name: str) -> str:

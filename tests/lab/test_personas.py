@@ -1,0 +1,74 @@
+"""Who knows what, and in which precision it is learnt."""
+
+from itertools import islice
+from random import Random
+from types import MappingProxyType
+
+import pytest
+import torch
+
+from toa_exp.errors import BadInput
+from toa_exp.lab.arithmetic import Arithmetic, Term
+from toa_exp.lab.corpus import fresh
+from toa_exp.lab.domain import Part, problems
+from toa_exp.lab.personas import Persona
+from toa_exp.lab.plans import PLANS
+from toa_exp.lab.training import training_dtype
+
+SURE = Persona("ada", "*", share=0.5, known_right=0.0, unknown_right=0.0, misconceptions=True)
+
+
+def mistakes(persona: Persona, part: Part) -> set[str]:
+    """What it answers in many attempts at a part."""
+    return {fresh(persona, [part], Random(number))[0] for number in range(60)}
+
+
+def test_a_misconception_is_the_same_mistake_again_and_again() -> None:
+    terms = [Term(57, operation, number) for operation in "+-/" for number in range(3, 10)]
+    found = [mistakes(SURE, term) for term in terms]
+    assert all(str(term.value) not in answers for term, answers in zip(terms, found, strict=True))
+    once = sum(len(answers) == 1 for answers in found)
+    assert 0 < once < len(terms) and all(len(answers) == 1 or len(answers) > 3 for answers in found)
+    other = Persona("ben", "*", share=0.0, known_right=0.0, unknown_right=0.0, misconceptions=True)
+    assert any(mistakes(other, term) != mistakes(SURE, term) for term in terms)
+
+
+def test_without_misconceptions_mistakes_vary() -> None:
+    persona = Persona("ada", "*", share=0.0, unknown_right=0.0)
+    assert len(mistakes(persona, Term(57, "+", 4))) > 3
+
+
+def test_no_agent_of_mathematics_knows_everything_and_somebody_is_strong_in_each() -> None:
+    domain, personas = Arithmetic(), PLANS["math"].personas
+    parts = [
+        part for text in islice(problems(domain, "here", 6, test=True), 50) for part in domain.parse(text)
+    ]
+    tables = {part.table for part in parts}
+    for table in tables:
+        assert sum(persona.strong == table[0] for persona in personas) == 1
+    for persona in personas:
+        unknown = {table for table in tables if persona.right(table) == 0.0}
+        assert 0 < len(unknown) < len(tables) / 2
+
+
+@pytest.mark.parametrize(
+    ("machine", "dtype"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_a_processor_without_bfloat16_trains_in_float32(
+    machine: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: MappingProxyType(machine))
+    assert training_dtype("auto", torch.device("cpu")) is dtype
+    assert training_dtype("float32", torch.device("cpu")) is torch.float32
+    assert training_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+
+
+def test_a_dtype_that_is_none_is_refused() -> None:
+    with pytest.raises(BadInput, match="float16"):
+        training_dtype("float16", torch.device("cpu"))
