@@ -3,7 +3,7 @@
 For each number of parts of a problem (the dial) TOA is compared with parallel sampling at the compute of
 its own budget. Runs go below results/lab_crossing, the figure into figures/ there; rerun to go on.
 
-    python experiments/lab/crossing.py --problems 200
+    python experiments/lab/crossing.py --problems 100
 """
 
 from __future__ import annotations
