@@ -22,6 +22,7 @@ AGENTS = ("ada", "ben", "cleo", "dan")
 """The agents of every task."""
 
 ATTEMPTS = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
+"""How an agent is trained on first attempts where a plan says nothing else; lessons differ in their steps."""
 
 
 @dataclass(frozen=True, slots=True)
