@@ -60,7 +60,7 @@ PLANS = {
         ("*", "-", "/", "+"),
         tokenizer.characters,
         Shape,
-        # So that an agent alone levels off: what it does not know, no luck gives it.
+        # So that an agent alone gains little by more samples: what it does not know, luck hardly gives it.
         persona=partial(Persona, share=0.6, known_right=0.7, unknown_right=0.0, misconceptions=True),
         first=Schedule(300, tokens=4096),
         lessons=400,
