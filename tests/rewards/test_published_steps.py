@@ -62,7 +62,8 @@ def test_qwen_math_prm_reads_the_extra_token_behind_each_step(aggregation: str, 
         else:
             expected.append(AGGREGATED[aggregation](steps))
     unit = "log_odds" if aggregation == "sum_logits" else "probability"
-    check("qwen_math_prm", folder, expected, aggregation=aggregation, unit=unit)
+    slack = 2e-4 if unit == "log_odds" else 2e-5  # sums of terms of up to 60 in float32
+    check("qwen_math_prm", folder, expected, slack=slack, aggregation=aggregation, unit=unit)
 
 
 def test_skywork_prm_reads_a_value_at_the_end_of_each_line(tmp_path: Path) -> None:
