@@ -90,16 +90,14 @@ def score(make: Callable[[], object], texts: Sequence[str], problem: Problem = P
     return asyncio.run(run())
 
 
-def check(
-    choice: str, folder: Path, expected: Sequence[float], *, slack: float = 2e-5, **changes: object
-) -> None:
-    """Batches of any size, in any order, give the expected scores, but for `slack`."""
+def check(choice: str, folder: Path, expected: Sequence[float], **changes: object) -> None:
+    """Batches of any size, in any order, give the expected scores."""
     assert max(expected) - min(expected) > 1e-3  # else there is nothing to tell apart
     for size in (1, 5, 16):
         found = score(lambda size=size: reward_of(choice, folder, max_batch=size, **changes), TEXTS)
-        assert [each.reward for each in found] == pytest.approx(expected, rel=2e-5, abs=slack)
+        assert [each.reward for each in found] == pytest.approx(expected, rel=2e-5, abs=2e-5)
     backwards = score(lambda: reward_of(choice, folder, max_batch=3, **changes), TEXTS[::-1])
-    assert [each.reward for each in backwards] == pytest.approx(expected[::-1], rel=2e-5, abs=slack)
+    assert [each.reward for each in backwards] == pytest.approx(expected[::-1], rel=2e-5, abs=2e-5)
 
 
 def states(backbone: PreTrainedModel, ids: Sequence[int]) -> list[list[float]]:
