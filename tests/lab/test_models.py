@@ -6,6 +6,7 @@ import shutil
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,13 @@ def test_a_correlation_with_what_never_changes_is_undefined() -> None:
     assert correlation([0.0, 0.5, 1.0], [1.0, 2.0, 3.0]) == pytest.approx(1.0)
     assert correlation([0.0, 0.0], [1.0, 2.0]) is None
     quality = {"auc": None, "questions": 0, "correlation": None, "calibration": []}
-    made = {"afresh": {}, "refining": {}, "rewards": {"judge": quality}, "signature": "lab:math"}
+    made = {
+        "afresh": {},
+        "knowledge": {},
+        "refining": {},
+        "rewards": {"judge": quality},
+        "signature": "lab:math",
+    }
     assert "share of right parts undefined" in shown(made)
 
 
@@ -182,6 +189,8 @@ def test_the_models_of_the_package_have_skills_of_their_own_and_the_reward_tells
     for agent, strong in zip(AGENTS, PLANS[name].strengths, strict=True):
         others = [fresh[other][strong] for other in AGENTS if other != agent]
         assert fresh[agent][strong] > max(others), (agent, strong)
+        known, unknown = made["knowledge"][agent]["known"], made["knowledge"][agent]["unknown"]
+        assert unknown < 0.2 < 0.5 < known, agent
     best = made["rewards"]["process" if name == "instructions" else "teacher"]
     assert best["questions"] >= 10
     assert best["auc"] > 0.8  # with more problems: the cards in experiments/lab

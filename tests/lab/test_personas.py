@@ -9,13 +9,14 @@ import torch
 
 from toa_exp.errors import BadInput
 from toa_exp.lab.arithmetic import Arithmetic, Term
+from toa_exp.lab.card import knowledge
 from toa_exp.lab.corpus import fresh
 from toa_exp.lab.domain import Part, problems
 from toa_exp.lab.personas import Persona
 from toa_exp.lab.plans import PLANS
 from toa_exp.lab.training import training_dtype
 
-SURE = Persona("ada", "*", share=0.5, known_right=0.0, unknown_right=0.0, misconceptions=True)
+SURE = Persona("ada", "*", share=0.5, known_right=0.0)
 
 
 def mistakes(persona: Persona, part: Part) -> set[str]:
@@ -29,17 +30,31 @@ def test_a_misconception_is_the_same_mistake_again_and_again() -> None:
     assert all(str(term.value) not in answers for term, answers in zip(terms, found, strict=True))
     once = sum(len(answers) == 1 for answers in found)
     assert 0 < once < len(terms) and all(len(answers) == 1 or len(answers) > 3 for answers in found)
-    other = Persona("ben", "*", share=0.0, known_right=0.0, unknown_right=0.0, misconceptions=True)
+    other = Persona("ben", "*", share=0.0, known_right=0.0)
     assert any(mistakes(other, term) != mistakes(SURE, term) for term in terms)
 
 
-def test_without_misconceptions_mistakes_vary() -> None:
-    persona = Persona("ada", "*", share=0.0, unknown_right=0.0)
-    assert len(mistakes(persona, Term(57, "+", 4))) > 3
+def test_a_card_tells_known_from_unknown_outside_of_the_own_skill() -> None:
+    domain = Arithmetic()
+    prompt = next(problems(domain, "here", 8, test=True))
+    parts = domain.parse(prompt)
+    right = domain.solution(parts, [str(part.value) for part in parts])
+    believed = domain.solution(parts, [SURE.slip(part, Random(0)) for part in parts])
+    other = [part for part in parts if part.operation != "*"]
+    known = sum(SURE.knows(part.table) for part in other)
+    assert 0 < known < len(other) < len(parts)
+    assert knowledge(SURE, domain, [prompt], [right]) == {"known": 1.0, "unknown": 1.0}
+    mixed = domain.solution(
+        parts,
+        [str(part.value) if SURE.knows(part.table) else SURE.slip(part, Random(0)) for part in parts],
+    )
+    assert knowledge(SURE, domain, [prompt], [mixed]) == {"known": 1.0, "unknown": 0.0}
+    assert knowledge(SURE, domain, [prompt] * 2, [right, believed]) == {"known": 0.5, "unknown": 0.5}
 
 
-def test_no_agent_of_mathematics_knows_everything_and_somebody_is_strong_in_each() -> None:
-    domain, personas = Arithmetic(), PLANS["math"].personas
+@pytest.mark.parametrize("task", PLANS)
+def test_no_agent_knows_everything_and_somebody_is_strong_in_each_skill(task: str) -> None:
+    domain, personas = PLANS[task].domain, PLANS[task].personas
     parts = [
         part for text in islice(problems(domain, "here", 6, test=True), 50) for part in domain.parse(text)
     ]

@@ -72,7 +72,9 @@ def _card(config: DictConfig) -> None:
         raise BadInput(f"seed={config.seed}: give an integer")
     if config.out is not None and not Path(config.out).absolute().parent.is_dir():
         raise BadInput(f"out={config.out}: there is no folder {Path(config.out).parent}; make it first")
-    made = card(task.domain, weights / task.domain, task.parts, task.problems, config.seed)
+    made = card(
+        task.domain, weights / task.domain, task.parts, task.problems, config.seed, config.temperature
+    )
     if config.out is not None:
         Path(config.out).write_text(json.dumps(made, indent=1) + "\n")
     print(shown(made))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
@@ -15,10 +16,12 @@ import torch
 from toa_exp import __version__
 from toa_exp.core import Problem
 from toa_exp.engines import loading
+from toa_exp.errors import BadInput
 from toa_exp.lab.decoding import sample
-from toa_exp.lab.domain import Domain, check_problems, grade, problems
+from toa_exp.lab.domain import Domain, Part, check_problems, grade, problems
 from toa_exp.lab.folders import Kind, load
 from toa_exp.lab.network import Network
+from toa_exp.lab.personas import Persona
 from toa_exp.lab.plans import AGENTS, PLANS
 from toa_exp.lab.sums import check_sums
 from toa_exp.lab.writer import Writer
@@ -32,14 +35,20 @@ _ROUNDS = 4  # answers of each agent to a problem: two afresh, two over a draft
 _BINS = 5  # of calibration
 
 
-def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[str, Any]:
-    """Measure the models in `weights` on `count` test problems of `parts` parts, sampled at temperature 1.
+def card(
+    task: str, weights: Path, parts: int, count: int, seed: int, temperature: float = 1.0
+) -> dict[str, Any]:
+    """Measure the models in `weights` on `count` test problems of `parts` parts.
 
-    `afresh` and `refining` hold shares by agent and skill, `rewards` the quality of each reward model
-    over all answers, `signature` how it was made. Raises BadInput for problems that there are not, and
-    where agents, the judge or the task's reward model are missing or damaged.
+    `afresh` and `refining` hold shares by agent and skill, `knowledge` those of right values afresh
+    outside of an agent's own skill, in what it was taught and in what it was not; `rewards` the quality of
+    each reward model over all answers, `signature` how it was made. Raises BadInput for problems that
+    there are not, for a temperature below 0, and where agents, the judge or the task's reward model are
+    missing or damaged.
     """
     check_problems(parts, count)
+    if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+        raise BadInput(f"temperature={temperature}: give a number, 0 or more")
     plan = PLANS[task]
     for name in (*AGENTS, "judge", plan.reward):
         loading.check_model(str((weights / name).absolute()), "lab card")
@@ -52,13 +61,15 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
     generator = torch.Generator().manual_seed(seed)
     rng = Random(f"card/{seed}")
     pool: list[list[str]] = [[] for _ in prompts]
-    made: dict[str, Any] = {"afresh": {}, "refining": {}}
+    personas = {persona.name: persona for persona in plan.personas}
+    made: dict[str, Any] = {"afresh": {}, "knowledge": {}, "refining": {}}
     for number in range(_ROUNDS):
         drafts = [[rng.choice(answers)] if number >= _ROUNDS // 2 else [] for answers in pool]
         for name, network in agents.items():
-            answers = _draw(network, writer, prompts, drafts, generator)
+            answers = _draw(network, writer, prompts, drafts, generator, temperature)
             if number == 0:
                 made["afresh"][name] = skills(domain, prompts, answers)
+                made["knowledge"][name] = knowledge(personas[name], domain, prompts, answers)
             if number == _ROUNDS // 2:
                 given = [draft for (draft,) in drafts]
                 made["refining"][name] = repairs(domain, prompts, given, answers)
@@ -68,8 +79,8 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int) -> dict[st
         name: _quality(reward, domain, prompts, pool) for name, reward in _rewards(task, weights)
     }
     made["signature"] = (
-        f"lab:{task}|parts:{parts}|n:{count}|answers:{len(pool[0])} a problem|temperature:1|seed:{seed}|"
-        f"toa-exp:{__version__}|torch:{torch.__version__}"
+        f"lab:{task}|parts:{parts}|n:{count}|answers:{len(pool[0])} a problem|"
+        f"temperature:{temperature:g}|seed:{seed}|toa-exp:{__version__}|torch:{torch.__version__}"
     )
     return made
 
@@ -94,21 +105,45 @@ def _draw(
     prompts: Sequence[str],
     drafts: Sequence[Sequence[str]],
     generator: torch.Generator,
+    temperature: float,
 ) -> list[str]:
     requests = [writer.prompt(p, d) for p, d in zip(prompts, drafts, strict=True)]
-    return [writer.decode(ids) for ids in sample(network, requests, generator, end=writer.end)]
+    drawn = sample(network, requests, generator, end=writer.end, temperature=temperature)
+    return [writer.decode(ids) for ids in drawn]
 
 
 def skills(domain: Domain, prompts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """The share of right values by skill, `accuracy` (all right) and `share` (right parts)."""
     seen: dict[str, list[float]] = defaultdict(list)
     for prompt, answer in zip(prompts, answers, strict=True):
-        parts = domain.parse(prompt)
-        for part, value in zip(parts, domain.values(parts, answer), strict=True):
-            seen[part.table[0]].append(float(value is not None and part.accepts(value)))
-        right, share = grade(domain, prompt, answer)
-        seen["accuracy"].append(right)
+        for part, right in _parts(domain, prompt, answer):
+            seen[part.table[0]].append(right)
+        accuracy, share = grade(domain, prompt, answer)
+        seen["accuracy"].append(accuracy)
         seen["share"].append(share)
+    return _means(seen)
+
+
+def knowledge(
+    persona: Persona, domain: Domain, prompts: Sequence[str], answers: Sequence[str]
+) -> dict[str, float]:
+    """The share of right values outside of the own skill, in pieces that are `known` and `unknown`."""
+    seen: dict[str, list[float]] = defaultdict(list)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        for part, right in _parts(domain, prompt, answer):
+            if part.table[0] != persona.strong:
+                seen["known" if persona.knows(part.table) else "unknown"].append(right)
+    return _means(seen)
+
+
+def _parts(domain: Domain, prompt: str, answer: str) -> Iterator[tuple[Part, float]]:
+    """The parts of a problem, with 1.0 where the answer's value is right."""
+    parts = domain.parse(prompt)
+    for part, value in zip(parts, domain.values(parts, answer), strict=True):
+        yield part, float(value is not None and part.accepts(value))
+
+
+def _means(seen: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {key: sum(values) / len(values) for key, values in sorted(seen.items())}
 
 
@@ -124,7 +159,7 @@ def repairs(
             if before is not None:
                 kind = "keeps" if part.accepts(before) else "repairs"
                 seen[f"{kind} {part.table[0]}"].append(float(after is not None and part.accepts(after)))
-    return {key: sum(values) / len(values) for key, values in sorted(seen.items())}
+    return _means(seen)
 
 
 def auc(right: Sequence[float], rated: Sequence[float]) -> float | None:
@@ -189,16 +224,16 @@ async def _score(reward: ModelReward, pairs: Sequence[tuple[str, str]]) -> list[
 def shown(made: Mapping[str, Any]) -> str:
     """A card as text."""
     lines = []
-    for kind in ("afresh", "refining"):
+    for kind in ("afresh", "knowledge", "refining"):
         for name, values in made[kind].items():
-            lines.append(f"{kind:9}{name:6}" + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
+            lines.append(f"{kind:10}{name:6}" + "  ".join(f"{k} {v:.3f}" for k, v in values.items()))
     for name, quality in made["rewards"].items():
         related = "undefined" if quality["correlation"] is None else f"{quality['correlation']:.3f}"
         area = "no question with both" if quality["auc"] is None else f"{quality['auc']:.3f}"
         lines.append(
-            f"{name:9}AUC within a question {area} ({quality['questions']} questions with right and wrong "
+            f"{name:10}AUC within a question {area} ({quality['questions']} questions with right and wrong "
             f"answers), correlation with the share of right parts {related}"
         )
         fifths = "  ".join(f"{f['score']:.2f}: {f['share']:.2f}" for f in quality["calibration"])
-        lines.append(f"{'':9}mean score: true share of right parts, by fifths of the answers  {fifths}")
+        lines.append(f"{'':10}mean score: true share of right parts, by fifths of the answers  {fifths}")
     return "\n".join([*lines, made["signature"]])
