@@ -6,7 +6,6 @@ import shutil
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 import torch
