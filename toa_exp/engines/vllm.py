@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,44 +18,10 @@ from toa_exp.engines.sizes import main_memory
 from toa_exp.engines.turns import Turns, check_residents
 from toa_exp.engines.vllm_environment import cpu_at_once
 from toa_exp.engines.vllm_process import Process, Recipe
+from toa_exp.engines.vllm_served import Served
 from toa_exp.engines.vllm_settings import Settings, sampling_of
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, Unavailable, choose
-
-
-class _Served:
-    """A model with its process and tokenizer; `agent` is the first of those that use it.
-
-    Tokens are made and read in a thread, so that long prompts do not hold up the loop.
-    """
-
-    def __init__(self, agent: Agent, process: Process) -> None:
-        self.process = process
-        self.thread = ThreadPoolExecutor(1)
-        self.stop: frozenset[int] = frozenset()
-        self._agent = agent
-        self._tokenizer: Any = None
-
-    async def tokens(self, draw: Draw) -> list[int]:
-        """The prompt of a draw, worded and read as by the transformers engine."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self._read, draw)
-
-    async def text(self, tokens: Sequence[int]) -> str:
-        """What tokens say, without the one that ends them."""
-        if tokens and tokens[-1] in self.stop:
-            tokens = tokens[:-1]
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.thread, loading.text_of, self._tokenizer, list(tokens))
-
-    def _read(self, draw: Draw) -> list[int]:
-        whose = f"agent {draw.request.agent!r}"
-        if self._tokenizer is None:
-            model, revision = self._agent.model, self._agent.revision
-            tokenizer = loading.load_tokenizer(model, revision, whose)
-            self.stop = loading.stop_tokens(loading.generation_config(model, revision, whose), tokenizer)
-            self._tokenizer = tokenizer
-        with loading.ONE_AT_A_TIME:  # tokenizers read the environment; see vllm_environment.environment
-            return loading.token_ids(self._tokenizer, draw.messages, whose, reply=True)
 
 
 class Vllm:
@@ -124,7 +89,7 @@ class Vllm:
         }
         self._opening: asyncio.Task[Mapping[str, Turns]] | None = None
         self._admission: Admission | None = None
-        self._served: dict[str, _Served] = {}
+        self._served: dict[str, Served] = {}
         self.ground = Ground(gpus, gpu_memory_utilization, self._residents)
         self.ground.add(self.models)
 
@@ -226,7 +191,7 @@ class Vllm:
         for name, agent in first.items():
             recipe = self._recipe(agent, sleeps=name in turns)
             seat = None if plan is None else plan.seats[name]
-            self._served[name] = _Served(agent, Process(recipe, self.ground, seat))
+            self._served[name] = Served(agent, Process(recipe, self.ground, seat))
         if plan is None and not turns:
             places = {name: self._settings[name].max_num_seqs for name in first}
             self._admission = Admission(places, cpu_at_once(len(first)))
@@ -264,7 +229,7 @@ class Vllm:
     async def _sleep(self, name: str) -> None:
         await self._served[name].process.sleep()
 
-    async def _draw(self, served: _Served, agent: Agent, draw: Draw, prompt: list[int]) -> Sample:
+    async def _draw(self, served: Served, agent: Agent, draw: Draw, prompt: list[int]) -> Sample:
         limit = min(int(agent.sampling["max_tokens"]), await served.process.window() - len(prompt))
         if limit < 1:
             return Sample("", Usage(len(prompt), 0), 0.0, "context_window")
