@@ -27,6 +27,7 @@ def test_a_text_cut_at_its_limit_and_an_empty_text_of_a_token_are_answers():
         "The decoder prompt (length 100) is longer than the maximum model length of 64.",
         "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
         "the request exceeds the available context size, try increasing it",
+        "max_tokens must be at least 1, got 0.",
     ],
 )
 def test_a_prompt_over_the_window_is_a_failure_of_its_own(message):
@@ -47,6 +48,40 @@ def test_a_prompt_that_leaves_less_room_than_max_tokens_is_asked_for_what_is_lef
     assert sample.text == "4" and [request.body["max_tokens"] for request in asked] == [40, 16]
     (sample,), asked = ask(refusal("maximum context length is 64 tokens, your request has 60 input tokens"))
     assert sample.failure == "context_window" and len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 64 tokens. However, you requested 40 output tokens and your "
+        "prompt contains at least 25 input tokens, for a total of at least 65 tokens.",
+        "max_tokens=40 cannot be greater than max_model_len=64. Please request fewer output tokens.",
+    ],
+)
+def test_a_prompt_that_the_server_did_not_count_is_counted_by_an_answer_of_one_token(message):
+    def respond(asked: Asked) -> Answer:
+        if asked.body["max_tokens"] > 4:
+            return refusal(message)
+        return Answer(completion("four", usage=(60, asked.body["max_tokens"])))
+
+    (sample,), asked = ask(respond)
+    assert sample.usage == Usage(60, 4)
+    assert [request.body["max_tokens"] for request in asked] == [40, 1, 4]
+    (sample,), asked = ask(refusal(message))
+    assert sample.failure == "context_window" and len(asked) == 2
+
+
+def test_the_wording_of_older_servers_is_read():
+    def respond(asked: Asked) -> Answer:
+        if asked.body["max_tokens"] > 4:
+            return refusal(
+                "You passed 60 input tokens and requested 40 output tokens. However, the model's context "
+                "length is only 64 tokens, resulting in a maximum input length of 24 tokens."
+            )
+        return OK
+
+    (sample,), asked = ask(respond)
+    assert sample.text == "4" and [request.body["max_tokens"] for request in asked] == [40, 4]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from toa_exp.engines import decoding
 from toa_exp.engines.decoding import Decoder, Row, choose_tokens
 from toa_exp.errors import BadInput
 
@@ -157,6 +158,15 @@ def test_a_batch_holds_no_more_tokens_than_it_may(model):
         reach = max((len(row.prompt) + row.limit for row in decoder.rows), default=0)
         assert len(decoder.rows) * reach <= 400
     assert max(sizes) > 2
+
+
+def test_long_prompts_are_read_one_by_one_and_decoded_together(model, monkeypatch):
+    monkeypatch.setattr(decoding, "_PREFILL_TOKENS", 1)
+    decoder = Decoder(model, frozenset(), max_batch=16, max_batch_tokens=10_000)
+    for row in rows_of(list(range(4))).values():
+        decoder.add(row)
+    decoder.step()
+    assert len(decoder.rows) > 1 and not decoder.waiting
 
 
 def test_a_row_without_probabilities_is_marked_and_harms_no_other(tmp_path):

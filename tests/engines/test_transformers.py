@@ -148,7 +148,7 @@ def test_the_window_bounds_prompt_and_answer(folder):
     lengths = [256 - around + more for more in (-3, -1, 0, 500)]
     samples = sample_all(agent(folder, temperature=0.0), [draw("x" * length) for length in lengths])
     assert [s.failure for s in samples] == [None, None, "context_window", "context_window"]
-    assert [s.usage.prompt_tokens for s in samples] == [253, 255, 256, 756]
+    assert [s.usage.prompt_tokens for s in samples] == [253, 255, 0, 0]
     assert [s.usage.completion_tokens for s in samples] == [3, 1, 0, 0]
     assert [s.text for s in samples[2:]] == ["", ""]
 
@@ -232,6 +232,18 @@ def test_out_of_memory_is_unavailable_and_passes(folder, monkeypatch):
     for result, whole in zip(results, expected, strict=True):
         assert result in failed or result.text == whole.text
     assert len(failed) <= 3
+
+
+def test_a_draw_that_was_done_before_memory_ran_out_in_the_same_step_is_told_too(folder, monkeypatch):
+    from toa_exp.engines.decoding import Decoder
+
+    def full(decoder: Decoder) -> list:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Decoder, "_decode", full)
+    agents = [agent(folder, "ash", max_tokens=1), agent(folder, "oak", max_tokens=9)]
+    results = sample_all(agents, [draw("Hello", 0, "ash"), draw("Hello", 0, "oak")])
+    assert all(isinstance(result, Unavailable) for result in results)
 
 
 def test_close_ends_what_is_under_way_and_the_engine_can_go_on(folder):

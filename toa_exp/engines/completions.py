@@ -15,7 +15,8 @@ from toa_exp.errors import BadInput, Permanent, Unavailable
 _WINDOW = re.compile(
     r"context[ _](length|window|size)[ _]?exceeded|exceed_context_size|maximum (context|model) length"
     r"|(exceeds?|longer than)\b.{0,40}\bcontext (length|window|size)|prompt is too long|input is too long"
-    r"|max_tokens must be at least 1, got -|exceeds the maximum number of tokens",
+    r"|max_tokens must be at least 1, got (0|-)|exceeds the maximum number of tokens"
+    r"|context length is only \d|cannot be greater than max_model_len",
     re.IGNORECASE,
 )
 _FILTER = re.compile(
@@ -23,8 +24,12 @@ _FILTER = re.compile(
     r"|content management policy|requires moderation",
     re.IGNORECASE,
 )
-_WINDOW_SIZE = re.compile(r"maximum context length is (\d+) tokens")
+_WINDOW_SIZE = re.compile(
+    r"(?:maximum context length is|context length is only) (\d+) tokens|greater than max_model_len=(\d+)"
+)
 _PROMPT_SIZE = re.compile(r"(\d+) (?:input tokens|in the messages|in your prompt|of text input)")
+# vLLM counts a prompt only up to where it cannot fit any more, or asks for max_tokens before it counts.
+_NOT_COUNTED = re.compile(r"at least \d+ input tokens|greater than max_model_len=")
 _NO_TEMPLATE = re.compile(
     r"(does not have|no|missing|without|provide a|set a) chat[ _]template|chat template is no longer allowed"
     r"|chat_template is not set",
@@ -60,14 +65,28 @@ def read(status: int, headers: Mapping[str, str], content: bytes, asked: Asked, 
     complain(status, headers, message, asked)
 
 
-def room_left(status: int, content: bytes) -> int | None:
-    """Tokens that an answer may still have, where a prompt was refused for asking for more of them."""
+def overflow(status: int, content: bytes) -> tuple[int, int | None] | None:
+    """Where more tokens were asked for than there is room for: those of the window and of the prompt.
+
+    Those of the prompt are None where the server did not count them. Returns None where the response is
+    none of these, or does not tell.
+    """
     text = decoded(content)
     window, prompt = _WINDOW_SIZE.search(text), _PROMPT_SIZE.search(text)
-    if _failure(status, text) != "context_window" or window is None or prompt is None:
+    if _failure(status, text) != "context_window" or window is None:
         return None
-    room = int(window[1]) - int(prompt[1])
-    return room if room > 0 else None
+    size = int(window[1] or window[2])
+    if _NOT_COUNTED.search(text):
+        return size, None
+    return None if prompt is None else (size, int(prompt[1]))
+
+
+def prompt_tokens(status: int, content: bytes) -> int | None:
+    """The tokens of the prompt that an answer states; None where there is no answer."""
+    body = parsed(content)
+    usage = body.get("usage") if status == 200 and isinstance(body, dict) else None
+    count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return count if type(count) is int else None
 
 
 def _completion(body: Any, content: bytes, asked: Asked, seconds: float) -> Sample:

@@ -108,8 +108,9 @@ class Decoder:
             reach = max(reach, len(row.prompt) + row.limit)
             width = max(width, len(row.prompt))
             count = len(self.rows) + len(group) + 1
-            too_much = count * reach > self._max_batch_tokens or (len(group) + 1) * width > _PREFILL_TOKENS
-            if too_much and count > 1:
+            if count > 1 and count * reach > self._max_batch_tokens:
+                break
+            if group and (len(group) + 1) * width > _PREFILL_TOKENS:
                 break
             group.append(row)
         chosen = set(group)

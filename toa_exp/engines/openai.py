@@ -14,7 +14,7 @@ from typing import Any, Unpack
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines.answers import Asked, Mends
 from toa_exp.engines.client import Answer, Client, Manner, Target
-from toa_exp.engines.completions import read, room_left
+from toa_exp.engines.completions import overflow, prompt_tokens, read
 from toa_exp.engines.connection import connect, key_of
 from toa_exp.engines.endpoints import Endpoint, LimitFields, Limits, enter
 from toa_exp.ensemble import Agent
@@ -87,17 +87,32 @@ class OpenAI:
             fields["seed"] = draw.sampling_seed >> 32
         with await enter(route.endpoints, route.manner.seconds) as visit:
             url = visit.endpoint.url
-            answer = await self._ask(url, route, fields)
-            if answer.status == 400 and (room := room_left(answer.status, answer.content)) is not None:
-                # The prompt fits, as it would in a local engine, but not with max_tokens behind it.
-                fields[route.token_limit] = min(room, fields[route.token_limit])
-                answer = await self._ask(url, route, fields)
+            answer = await self._fit(url, route, fields)
             content = answer.content
             return read(answer.status, answer.headers, content, route.asked[url], visit.seconds()), content
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    async def _fit(self, url: str, route: _Route, fields: Mapping[str, Any]) -> Answer:
+        """The answer to a request; with fewer tokens than asked for where the window leaves room for no more.
+
+        So it would be in a local engine. Where the server did not count the prompt, an answer of one token
+        tells how long it is.
+        """
+        answer = await self._ask(url, route, fields)
+        found = overflow(answer.status, answer.content)
+        if found is None:
+            return answer
+        window, prompt = found
+        if prompt is None:
+            answer = await self._ask(url, route, {**fields, route.token_limit: 1})
+            prompt = prompt_tokens(answer.status, answer.content)
+        if prompt is None or prompt >= window:
+            return answer
+        room = min(window - prompt, fields[route.token_limit])
+        return await self._ask(url, route, {**fields, route.token_limit: room})
 
     async def _ask(self, url: str, route: _Route, fields: Mapping[str, Any]) -> Answer:
         content = json.dumps(fields).encode()

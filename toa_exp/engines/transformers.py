@@ -256,7 +256,7 @@ class _Lane:
         if self._window is not None:
             limit = min(limit, self._window - len(prompt))
         if limit < 1:
-            ask.answer(Sample("", Usage(len(prompt), 0), 0.0, "context_window"))
+            ask.answer(Sample("", Usage(0, 0), 0.0, "context_window"))
             return
         noise = Random(ask.draw.sampling_seed)
         row = Row(prompt, limit, float(sampling["temperature"]), float(sampling["top_p"]), noise)
@@ -286,7 +286,10 @@ class _Lane:
                 ask.answer(self._result(ask, row))
 
     def _fail(self, error: Exception) -> None:
-        for row in self._decoder.clear():
+        """Tell all but those still waiting: also rows that were done before the fault in this step."""
+        self._decoder.clear()
+        waiting = set(self._decoder.waiting)
+        for row in [row for row in self.asks if row not in waiting]:
             self.asks.pop(row).answer(error)
 
     def _result(self, ask: _Ask, row: Row) -> Sample | Permanent:

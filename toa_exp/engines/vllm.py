@@ -232,7 +232,7 @@ class Vllm:
     async def _draw(self, served: Served, agent: Agent, draw: Draw, prompt: list[int]) -> Sample:
         limit = min(int(agent.sampling["max_tokens"]), await served.process.window() - len(prompt))
         if limit < 1:
-            return Sample("", Usage(len(prompt), 0), 0.0, "context_window")
+            return Sample("", Usage(0, 0), 0.0, "context_window")
         from vllm import SamplingParams  # it is there once the process is
         from vllm.sampling_params import RequestOutputKind
 
