@@ -141,6 +141,15 @@ def positional(arguments: list[str], key: str) -> list[str]:
     return result
 
 
+def check_out(out: str) -> None:
+    """Raise BadInput where no file can be made at `out`, before what goes into it is worked out."""
+    path = Path(out).absolute()
+    if path.is_dir():
+        raise BadInput(f"out={out} is a folder; give a file")
+    if not path.parent.is_dir():
+        raise BadInput(f"out={out}: there is no folder {path.parent}; make it first")
+
+
 def _flags(arguments: list[str]) -> list[str]:
     """The arguments that are Hydra's flags, with their values."""
     before = ["", *arguments]

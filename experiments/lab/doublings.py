@@ -29,6 +29,7 @@ def gains(folder: Path) -> list[dict[str, object]]:
     for task, runs in find_tasks(folder).items():
         metric = chosen_metric(task, runs, None)
         pool = runs[0].pools.get(metric)
+        runs = [run for run in runs if run.labels["method"] == "toa"]
         for ensemble in dict.fromkeys(run.labels["ensemble"] for run in runs):
             own = [run for run in runs if run.labels["ensemble"] == ensemble]
             tables = gather(own, "flops", metric)
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     rows = gains(folder)
+    if not rows:
+        raise SystemExit(f"{folder} has no runs of method=toa with two budgets")
     out = folder / "figures" / "doublings.csv"
     out.parent.mkdir(exist_ok=True)
     with out.open("w", newline="") as file:

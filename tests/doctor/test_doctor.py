@@ -191,6 +191,17 @@ def test_the_reward_is_asked_too(doctor, questions, tmp_path):
     assert status == 1 and "Start its server (toa-exp serve), or mend reward" in only(lines, "FAIL")[0]
 
 
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_task_that_cannot_be_used_fails_with_what_needs_it(doctor, content, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    if content is not None:
+        path.write_text(content)
+    status, lines, errors = doctor("ensemble=simulated", "reward=verifier", "task=jsonl", f"task.path={path}")
+    said = only(lines, "FAIL")
+    assert status == 1 and not errors and any("task" in line for line in said), lines
+    assert any(line.startswith("FAIL") and "reward" in line for line in said)
+
+
 def test_replay_is_asked_for_no_answer(doctor, questions):
     named = agents(ash=f"model:good,engine:there,architecture:{SHAPE}")
     given = [part for part in REMOTE if not part.startswith("engine")] + [

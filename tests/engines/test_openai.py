@@ -110,6 +110,7 @@ def test_only_what_decides_samples_is_in_the_fingerprint():
         (agent(), {"key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is empty or not set"),
         (agent(), {"start": 0}, "1 <= start <= most"),
         (agent(), {"omit": ["sed"]}, "Did you mean 'seed'"),
+        (agent(), {"omit": "seed"}, "omit=seed is no list; give omit=[seed]"),
         (agent(), {"token_limit": "max"}, "max_completion_tokens"),
         (agent(), {"timeout": 0.0}, "seconds above 0"),
         (agent(model="simulated"), {}, "engine=simulator"),

@@ -48,6 +48,7 @@ def engine(*agents: Agent, **settings: object) -> Vllm:
         ({"gpu_memory_utilization": 1.5}, "a fraction above 0, up to 1"),
         ({"gpus": [0], "tensor_parallel_size": 2}, "fewer than tensor_parallel_size=2"),
         ({"arguments": {"model": "another"}}, "use the agent's model"),
+        ({"arguments": "--kv-cache-dtype fp8"}, "is no mapping"),
         ({"arguments": {"trust_remote_code": True}}, "never run"),
         ({"max_model_len": "long"}, "expected int or null"),
     ],

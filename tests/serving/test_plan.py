@@ -93,7 +93,7 @@ def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm,
     first, second = folder(tmp_path / "first", 4), folder(tmp_path / "second", 4)
     agents = (
         f"ensemble.agents={{ash:{{model:{first},revision:abc,options:{{dtype:float16,max_model_len:512,gpus:[0,1],"
-        f"tensor_parallel_size:2,arguments:{{enforce_eager:true,chat_template:my.jinja}}}}}},elm:{{model:{second}}},"
+        f"tensor_parallel_size:2,arguments:{{enforce_eager:true,chat_template:my.jinja,cudagraph_capture_sizes:[1,2]}}}}}},elm:{{model:{second}}},"
         f"oak:{{model:{second},sampling:{{temperature:0.1}}}}}}"
     )
     result = made(tmp_path, "~ensemble.agents", f"+{agents}", "server=vllm", "reward=verifier")
@@ -107,6 +107,8 @@ def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm,
     assert options["--revision"] == "abc" and options["--max-num-seqs"] == "256"
     assert options["--max-model-len"] == "512" and options["--tensor-parallel-size"] == "2"
     assert options["--generation-config"] == "vllm" and options["--chat-template"] == "my.jinja"
+    at = command.index("--cudagraph-capture-sizes")
+    assert command[at + 1 : at + 3] == ["1", "2"]
     assert "--enforce-eager" in command and "--no-trust-remote-code" in command
     assert result.agents["ash"].endswith(f":{options['--port']}/v1") and result.reward is None
 
@@ -228,6 +230,34 @@ def test_agents_and_reward_keep_their_identity_when_they_are_served():
     models = [yaml.safe_load(text)["model"] for text in rewards]
     assert models[0] != models[1] and models[0].startswith("r-")
     assert yaml.safe_load(rewards[0])["output_head"] is True
+
+
+def test_an_agent_that_an_endpoint_has_keeps_the_way_there(tmp_path, no_vllm):
+    config = compose(
+        *LAB,
+        "reward=verifier",
+        "+engine@engines.there=openai",
+        "engines.there.base_url=http://there/v1",
+        "engines.there.key_env=THERE_KEY",
+        "+ensemble.agents.far={model:good,engine:there,options:{timeout:7.0}}",
+    )
+    agents = agents_of(hydra.utils.instantiate(config.ensemble, _convert_="all"))
+    result = plan(config, agents, Place("127.0.0.1", None, tmp_path))
+    far = yaml.safe_load(served_ensemble(config, agents, result.agents, result.made))["agents"]["far"]
+    assert "engine" not in far and "far" not in result.agents
+    options = far["options"]
+    assert (options["base_url"], options["key_env"], options["timeout"]) == (
+        "http://there/v1",
+        "THERE_KEY",
+        7.0,
+    )
+
+
+def test_a_reward_of_several_models_is_served_with_a_word_on_its_flops(caplog):
+    member = "+reward@reward.members.one=classifier"
+    config = compose(*LAB, "reward=ensemble", member, f"reward.members.one.model={MATH}/judge")
+    assert yaml.safe_load(served_reward(config.reward, "ensemble", "http://x"))["architecture"] is None
+    assert "reward=ensemble do not count its FLOPs" in caplog.text
 
 
 @pytest.mark.parametrize("server", ["auto", "vllm"])

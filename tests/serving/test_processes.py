@@ -221,6 +221,8 @@ def test_ports_are_free_and_one_that_is_taken_is_named():
 
     found = ports("127.0.0.1", None, 5)
     assert len(set(found)) == 5
+    if socket.has_ipv6:
+        assert len(set(ports("::1", None, 2))) == 2
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import NoReturn
 
 from omegaconf import DictConfig
 
@@ -24,7 +25,7 @@ from toa_exp.draws import Message
 from toa_exp.engines.base import Engine
 from toa_exp.engines.endpoints import Refused
 from toa_exp.ensemble import Agent, agents_of
-from toa_exp.errors import ToaError
+from toa_exp.errors import BadInput, ToaError
 from toa_exp.job import REPLAY, engine_node, engine_of
 from toa_exp.rewards.base import Reward
 from toa_exp.tasks.base import Task
@@ -108,6 +109,8 @@ def _task(config: DictConfig, findings: Findings) -> tuple[Task | None, Problem,
     """The task, its longest problem, and that problem's messages by template."""
     try:
         task: Task = build(config.task, "task")
+        if not task.count():
+            raise BadInput("the task has no problems")
         problem = max(task.problems(), key=lambda one: len(one.prompt))
         chats = {name: task.render(problem, name, ["4"] * drafts) for name, drafts in _TEMPLATES.items()}
         findings.ok(
@@ -117,6 +120,13 @@ def _task(config: DictConfig, findings: Findings) -> tuple[Task | None, Problem,
     except ToaError as error:
         findings.fail("task", str(error))
         return None, _STAND_IN, {"direct": [{"role": "user", "content": _STAND_IN.prompt}]}
+
+
+class _Unusable:
+    """Stands for a task that cannot be built."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise BadInput("it reads the task, which cannot be used (see above)")
 
 
 async def _usable(
@@ -139,7 +149,7 @@ async def _reward(
 ) -> None:
     """One score, of what an agent answered."""
     with findings.checking("reward"):
-        reward: Reward = build(config.reward, "reward", task=task)
+        reward: Reward = build(config.reward, "reward", task=task or _Unusable())
         try:
             score = await reward.score(problem, text or "4")
         except Refused as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from toa_exp.app import launch, positional
+from toa_exp.app import check_out, launch, positional
 from toa_exp.errors import BadInput, choose
 from toa_exp.labels import LAB_WEIGHTS
 
@@ -70,8 +70,8 @@ def _card(config: DictConfig) -> None:
     task = config.task
     if not isinstance(config.seed, int):
         raise BadInput(f"seed={config.seed}: give an integer")
-    if config.out is not None and not Path(config.out).absolute().parent.is_dir():
-        raise BadInput(f"out={config.out}: there is no folder {Path(config.out).parent}; make it first")
+    if config.out is not None:
+        check_out(config.out)
     made = card(
         task.domain, weights / task.domain, task.parts, task.problems, config.seed, config.temperature
     )

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from omegaconf import DictConfig
 
-from toa_exp.app import launch, positional
+from toa_exp.app import check_out, launch, positional
 from toa_exp.draws import decode, digest, draw_key, encode
 from toa_exp.errors import StoreError, choose
 from toa_exp.storage import Storage, open_existing
@@ -29,6 +29,8 @@ def _store(config: DictConfig) -> None:
     actions = {"stats": _stats, "export": _export, "verify": _verify}
     if config.action not in actions:
         raise choose("action", config.action, list(actions))
+    if config.out is not None:
+        check_out(config.out)
     store = open_existing(config.store.path)
     try:
         if config.out is None:

@@ -89,6 +89,8 @@ def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
 
 def _check_omitted(connection: Connection, agent: Agent) -> None:
     whose = f"agent {agent.name!r}"
+    if isinstance(connection.omit, str):
+        raise BadInput(f"{whose}: omit={connection.omit} is no list; give omit=[{connection.omit}]")
     for name in connection.omit:
         if name not in _OMITTABLE:
             raise choose(f"field to omit of {whose}:", name, _OMITTABLE)

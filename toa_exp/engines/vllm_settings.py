@@ -95,6 +95,12 @@ class Settings:
 
         Raises BadInput for one that does not exist or cannot be.
         """
+        for where, fields in ((what, shared), (f"options of {whose}", options)):
+            given = fields.get("arguments")
+            if given is not None and not isinstance(given, Mapping):
+                raise BadInput(
+                    f"{where}: arguments={given!r} is no mapping; give one, as {{kv_cache_dtype: fp8}}"
+                )
         arguments = {**(shared.get("arguments") or {}), **(options.get("arguments") or {})}
         made = call(cls, {**shared, **options, "arguments": arguments}, what)
         made._check(whose)

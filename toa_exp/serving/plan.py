@@ -49,7 +49,7 @@ class Place:
     def url(self, port: int) -> str:
         """The URL under which a port is reached."""
         everywhere = self.host in ("0.0.0.0", "::")
-        return f"http://{socket.getfqdn() if everywhere else self.host}:{port}"
+        return f"http://{socket.getfqdn() if everywhere else _bracketed(self.host)}:{port}"
 
 
 @dataclass(slots=True)
@@ -257,4 +257,9 @@ def _worker(name: str, spec: dict[str, Any], place: Place, port: int, log: Path)
 
 def _near(host: str) -> str:
     """The address under which this machine reaches what listens at `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, _bracketed(host))
+
+
+def _bracketed(host: str) -> str:
+    """A host as URLs have it."""
+    return f"[{host}]" if ":" in host else host

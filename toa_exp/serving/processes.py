@@ -181,11 +181,12 @@ class _Keeper:
 
 def ports(host: str, first: int | None, number: int) -> list[int]:
     """Ports that nobody listens at: from `first` on, or any. Raises BadInput for one that is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with ExitStack() as held:
         found = []
         for offset in range(number):
             port = 0 if first is None else first + offset
-            listening = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            listening = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listening.bind((host, port))

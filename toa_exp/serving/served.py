@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from toa_exp.build import build, plain
 from toa_exp.draws import canonical, digest
+from toa_exp.engines.connection import connection_of
 from toa_exp.ensemble import Agent
+from toa_exp.job import engine_node
 from toa_exp.rewards.base import Reward
 from toa_exp.serving.scores import Withheld
+
+log = logging.getLogger(__name__)
 
 
 def served_ensemble(
@@ -29,9 +35,13 @@ def served_ensemble(
     members = {}
     for name, agent in agents.items():
         fields = plain(config.ensemble.agents[name])
+        engine = engine_node(config, agent)
         if name in urls:
             fields.pop("engine", None)
             fields["options"] = {"base_url": urls[name]}
+        elif not agent.simulated:  # where it is already: the run on these servers has no other engine
+            fields.pop("engine", None)
+            fields["options"] = asdict(connection_of(agent, plain(engine)))
         if made.get(name):
             fields["made"] = dict(made[name])
         members[name] = {**fields, "sampling": dict(agent.sampling)}
@@ -46,13 +56,18 @@ def served_reward(node: DictConfig, choice: str, url: str) -> str:
     """The YAML of a reward that is reached at `url`; its identity is what decides its scores."""
     reward: Reward = build(node, "reward", task=Withheld("task"))
     identity = digest(canonical(reward.fingerprint())).hex()[:12]
+    architecture = (
+        node.get("architecture")
+        or getattr(reward, "architecture", None)  # of an encoder that is not at `model`
+        or (node.get("model") if reward.shape else None)
+    )
+    if reward.shape and not architecture:
+        log.warning("runs on the server of reward=%s do not count its FLOPs: it is several models", choice)
     fields = {
         "_target_": "toa_exp.rewards.http.HTTP",
         "model": f"{choice}-{identity}",
         "base_url": url,
-        "architecture": node.get("architecture")
-        or getattr(reward, "architecture", None)  # of an encoder that is not at `model`
-        or (node.get("model") if reward.shape else None),
+        "architecture": architecture,
         "output_head": bool(reward.shape and reward.shape.head),
     }
     text = OmegaConf.to_yaml(OmegaConf.create(fields), resolve=True)

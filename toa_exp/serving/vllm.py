@@ -68,4 +68,6 @@ def _argument(name: str, value: Any) -> list[str]:
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, Mapping):
         return [f"--{name}", json.dumps(dict(value))]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [f"--{name}", *map(str, value)]
     return [f"--{name}", str(value)]
