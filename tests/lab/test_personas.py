@@ -16,7 +16,7 @@ from toa_exp.lab.personas import Persona
 from toa_exp.lab.plans import PLANS
 from toa_exp.lab.training import training_dtype
 
-SURE = Persona("ada", "*", share=0.5, known_right=0.0)
+SURE = Persona("ada", "*", share=0.5, known_right=0.0, unknown_right=0.0, misconceptions=True)
 
 
 def mistakes(persona: Persona, part: Part) -> set[str]:
@@ -30,8 +30,13 @@ def test_a_misconception_is_the_same_mistake_again_and_again() -> None:
     assert all(str(term.value) not in answers for term, answers in zip(terms, found, strict=True))
     once = sum(len(answers) == 1 for answers in found)
     assert 0 < once < len(terms) and all(len(answers) == 1 or len(answers) > 3 for answers in found)
-    other = Persona("ben", "*", share=0.0, known_right=0.0)
+    other = Persona("ben", "*", share=0.0, known_right=0.0, unknown_right=0.0, misconceptions=True)
     assert any(mistakes(other, term) != mistakes(SURE, term) for term in terms)
+
+
+def test_without_misconceptions_mistakes_vary() -> None:
+    persona = Persona("ada", "*", share=0.0, unknown_right=0.0)
+    assert len(mistakes(persona, Term(57, "+", 4))) > 3
 
 
 def test_a_card_tells_known_from_unknown_outside_of_the_own_skill() -> None:
@@ -62,8 +67,8 @@ def test_no_agent_knows_everything_and_somebody_is_strong_in_each_skill(task: st
     for table in tables:
         assert sum(persona.strong == table[0] for persona in personas) == 1
     for persona in personas:
-        unknown = {table for table in tables if persona.right(table) == 0.0}
-        assert 0 < len(unknown) < len(tables) / 2
+        unknown = {table for table in tables if not persona.knows(table)}
+        assert 0 < len(unknown) < len(tables) * 0.6
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Who knows what: the strengths that the agents' training texts give them.
 
 Competence here is by design. An agent's texts are right where it is strong, and at a rate where it is
-not: a piece of knowledge (an operation with one last digit, say) it knows is mostly right, in one it
-does not know it has a misconception. What search makes of such agents is measured, the strengths are not.
+not: a piece of knowledge (an operation with one last digit, say) it knows is mostly right, one it
+does not know is mostly a slip. What search makes of such agents is measured, the strengths are not.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ class Persona:
     """One agent's strengths.
 
     `strong` is its skill, in which it is right with probability `strong_right`. Of the pieces of
-    knowledge of other skills it knows `share`; those are right with probability `known_right`. In the
-    others it has misconceptions: never right, and always the same mistake, so that an agent alone gains
-    little by more samples. Refining a draft it recomputes its own skill: a wrong value is repaired with
-    probability `repair` and a right one kept with `keep`; everything else it copies, with probability
-    `copy`.
+    knowledge of other skills it knows `share`; those are right with probability `known_right` and
+    the others with `unknown_right`. An agent with `misconceptions` makes the same mistake whenever it is
+    wrong in one it does not know, else any. Refining a draft it recomputes its own skill: a wrong
+    value is repaired with probability `repair` and a right one kept with `keep`; everything else it
+    copies, with probability `copy`.
     """
 
     name: str
     strong: str
     strong_right: float = 0.95
-    share: float = 0.6
-    known_right: float = 0.7
+    share: float = 0.5
+    known_right: float = 0.75
+    unknown_right: float = 0.12
+    misconceptions: bool = False
     repair: float = 0.5
     keep: float = 0.995
     copy: float = 0.995
@@ -39,11 +41,12 @@ class Persona:
         """The probability that a fresh value of this piece of knowledge is right."""
         if table[0] == self.strong:
             return self.strong_right
-        return self.known_right if self.knows(table) else 0.0
+        return self.known_right if self.knows(table) else self.unknown_right
 
     def slip(self, part: Part, rng: Random) -> str:
         """A wrong value of a part."""
-        return part.slip(rng if self.knows(part.table) else Random(f"{self.name}/{part.table}/slip"))
+        same = self.misconceptions and not self.knows(part.table)
+        return part.slip(Random(f"{self.name}/{part.table}/slip") if same else rng)
 
     def knows(self, table: tuple[str, str]) -> bool:
         """Whether a piece of knowledge is of its own skill, or one of those of other skills that it knows."""

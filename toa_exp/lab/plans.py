@@ -14,20 +14,25 @@ from toa_exp.lab.domain import SPAN, Domain
 from toa_exp.lab.folders import Kind
 from toa_exp.lab.network import Shape
 from toa_exp.lab.personas import Persona
+from toa_exp.lab.training import Schedule
 from toa_exp.lab.translation import Translation
 from toa_exp.lab.writing import Instructions
 
 AGENTS = ("ada", "ben", "cleo", "dan")
 """The agents of every task."""
 
+ATTEMPTS = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
+"""How an agent is trained on first attempts where a plan says nothing else; lessons differ in their steps."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A task: `strengths` are the agents' skills, in their order.
+    """A task: `strengths` are the agents' skills, in their order, and `persona` makes an agent of each.
 
     Training problems have `span` parts, from the fewest to the most; `steps` are the teacher's optimiser
-    steps, and `lessons` those in which an agent learns to refine. `judge` is the form of the judge,
-    `reward` the model that the task's default reward runs.
+    steps, `first` is the schedule of an agent's first attempts, and `lessons` are the steps in which it
+    learns to refine, of whose texts a share `afresh` goes on with first attempts. `judge` is the form of
+    the judge, `reward` the model that the task's default reward runs.
     """
 
     domain: Domain
@@ -35,15 +40,18 @@ class Plan:
     tokenizer: Callable[[], PreTrainedTokenizerFast]
     shape: Callable[[int], Shape]
     span: tuple[int, int] = SPAN
+    persona: Callable[[str, str], Persona] = Persona
     steps: int = 1800
-    lessons: int = 400
+    first: Schedule = ATTEMPTS
+    lessons: int = 320
+    afresh: float = 0.3
     judge: Kind = Kind.SEQUENCE
     reward: str = "teacher"
 
     @property
     def personas(self) -> list[Persona]:
         """The agents with their strengths."""
-        return [Persona(name, strong) for name, strong in zip(AGENTS, self.strengths, strict=True)]
+        return [self.persona(name, strong) for name, strong in zip(AGENTS, self.strengths, strict=True)]
 
 
 PLANS = {
@@ -52,6 +60,11 @@ PLANS = {
         ("*", "-", "/", "+"),
         tokenizer.characters,
         Shape,
+        # So that an agent alone gains little by more samples: what it does not know, luck hardly gives it.
+        persona=partial(Persona, share=0.6, known_right=0.7, unknown_right=0.0, misconceptions=True),
+        first=Schedule(300, tokens=4096),
+        lessons=400,
+        afresh=0.5,  # with less the lessons blur what an agent does not know
     ),
     "translation": Plan(
         Translation(),

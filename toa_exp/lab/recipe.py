@@ -32,7 +32,7 @@ from toa_exp.lab.decoding import sample
 from toa_exp.lab.domain import problems
 from toa_exp.lab.folders import Kind, save
 from toa_exp.lab.network import Network
-from toa_exp.lab.plans import AGENTS, Plan
+from toa_exp.lab.plans import AGENTS, ATTEMPTS, Plan
 from toa_exp.lab.stages import Attempts, Stages
 from toa_exp.lab.training import (
     Example,
@@ -47,9 +47,6 @@ from toa_exp.lab.training import (
 from toa_exp.lab.writer import Writer
 from toa_exp.progress import Stage
 
-FIRST = Schedule(300, tokens=4096)
-LESSONS = Schedule(400, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)  # steps: see plans
-AFRESH = 0.5  # of the lessons are first attempts: with less, they blur what an agent does not know
 CRITIC = Schedule(4000, tokens=1536)
 FIRST_SAMPLES = 1500  # problems that the agents first answer, for their lessons
 SAMPLES = 4800  # problems whose answers a critic reads; with a quarter of them it learns them by heart
@@ -92,8 +89,8 @@ class Recipe:
         self._dtype = training_dtype(dtype, self._device)
         self._schedules = {
             "teacher": Schedule(plan.steps),
-            "first": FIRST,
-            "lessons": replace(LESSONS, steps=plan.lessons),
+            "first": plan.first,
+            "lessons": replace(ATTEMPTS, steps=plan.lessons),
             "critic": CRITIC,
             "weak": WEAK,
         }
@@ -122,7 +119,7 @@ class Recipe:
             "agents": [asdict(persona) for persona in plan.personas],
             "judge": plan.judge.value,
             "dtype": str(self._dtype).removeprefix("torch."),
-            "afresh": AFRESH,
+            "afresh": plan.afresh,
             "schedules": {name: asdict(schedule) for name, schedule in self._schedules.items()},
             "samples": {"attempts": FIRST_SAMPLES, "samples": SAMPLES},
         }
@@ -170,7 +167,7 @@ class Recipe:
             first[p.name] = self._pupil(f"first-{p.name}", start, examples, self._schedules["first"])
         attempts = self.attempts("attempts", first, FIRST_SAMPLES, rounds=0)
         for p in plan.personas:
-            examples = lessons(plan.domain, writer, p, plan.span, attempts, seed, AFRESH)
+            examples = lessons(plan.domain, writer, p, plan.span, attempts, seed, plan.afresh)
             finished[p.name] = self._pupil(p.name, first[p.name], examples, self._schedules["lessons"])
         return finished
 
