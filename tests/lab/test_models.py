@@ -188,8 +188,7 @@ def test_the_models_of_the_package_have_skills_of_their_own_and_the_reward_tells
     for agent, strong in zip(AGENTS, PLANS[name].strengths, strict=True):
         others = [fresh[other][strong] for other in AGENTS if other != agent]
         assert fresh[agent][strong] > max(others), (agent, strong)
-        known, unknown = made["knowledge"][agent]["known"], made["knowledge"][agent]["unknown"]
-        assert unknown < 0.2 < 0.5 < known, agent
+        assert made["knowledge"][agent]["known"] > made["knowledge"][agent]["unknown"] + 0.2, agent
     best = made["rewards"]["process" if name == "instructions" else "teacher"]
     assert best["questions"] >= 10
     assert best["auc"] > 0.8  # with more problems: the cards in experiments/lab
