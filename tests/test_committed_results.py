@@ -2,6 +2,9 @@
 
 import csv
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,28 @@ def test_the_table_of_agents_alone_is_that_of_the_comparison():
         (most,) = {budget for budget, _ in alone}
         last = f"{', '.join(printed for _, printed in alone)} ({most:g})"
         assert f"{' | **'.join(cells)} | {last} |" in PAGES[1].read_text()
+
+
+def test_what_the_page_says_of_the_last_doubling_is_what_was_found():
+    with (RESULTS / "lab_alone" / "figures" / "doublings.csv").open() as file:
+        last = [row for row in csv.DictReader(file) if (row["from"], row["to"]) == ("64.0", "128.0")]
+    for task, words in {
+        "mathematics": "{:.2f} to {:.2f} more for a doubling from 64 to 128",
+        "writing": "gain {:.1f} to {:.1f} points of win rate with the doubling from 64 to 128",
+    }.items():
+        found = [float(row["gain"]) for row in last if row["task"] == TASKS[task]]
+        assert len(found) == 4
+        assert words.format(min(found), max(found)) in prose(PAGES[1])
+
+
+@pytest.mark.slow
+def test_the_doublings_follow_from_the_outcomes(tmp_path):
+    shutil.copytree(RESULTS / "lab_alone" / "lab_math", tmp_path / "lab_alone" / "lab_math")
+    script = ROOT / "experiments" / "lab" / "doublings.py"
+    subprocess.run([sys.executable, script, tmp_path / "lab_alone"], check=True)
+    made = (tmp_path / "lab_alone" / "figures" / "doublings.csv").read_text().splitlines()
+    committed = (RESULTS / "lab_alone" / "figures" / "doublings.csv").read_text().splitlines()
+    assert made == [committed[0], *(line for line in committed if line.startswith("lab_math,"))]
 
 
 def test_the_table_of_the_crossing_is_that_of_the_study():

@@ -17,19 +17,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toa_exp.figures import chosen_metric
+from toa_exp.figures import chosen_metric, lines, signature
 from toa_exp.metrics.pooled import Pool
 from toa_exp.results import estimate, find_tasks, gather
-from toa_exp.stats import RESAMPLES, SEED, bootstrap
+from toa_exp.stats import bootstrap
 
 
-def gains(folder: Path) -> list[dict[str, object]]:
-    """A row for each task, ensemble and pair of neighbouring budgets; 95 % intervals over problems."""
+def gains(folder: Path) -> tuple[list[dict[str, object]], list[str]]:
+    """A row for each task, ensemble and pair of neighbouring budgets, with 95 % intervals over problems.
+
+    Also a signature for each task.
+    """
     rows: list[dict[str, object]] = []
+    made = []
     for task, runs in find_tasks(folder).items():
         metric = chosen_metric(task, runs, None)
         pool = runs[0].pools.get(metric)
         runs = [run for run in runs if run.labels["method"] == "toa"]
+        if runs:
+            made.append(signature(lines(runs, "flops", metric), y=metric, paired="by problem"))
         for ensemble in dict.fromkeys(run.labels["ensemble"] for run in runs):
             own = [run for run in runs if run.labels["ensemble"] == ensemble]
             tables = gather(own, "flops", metric)
@@ -43,7 +49,7 @@ def gains(folder: Path) -> list[dict[str, object]]:
                     "y": estimate(after, pool)[1], "gain": gain, "lower": lower, "upper": upper,
                     "problems": len(before), "seeds": len(own),
                 })  # fmt: skip
-    return rows
+    return rows, made
 
 
 def _gain(pool: Pool | None, rows: NDArray[np.float64]) -> float:
@@ -57,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    rows = gains(folder)
+    rows, made = gains(folder)
     if not rows:
         raise SystemExit(f"{folder} has no runs of method=toa with two budgets")
     out = folder / "figures" / "doublings.csv"
@@ -71,9 +77,7 @@ def main() -> None:
             "{task} {metric}, {ensemble}: {from:g} to {to:g} samples {gain:+.3f} "
             "[{lower:+.3f}, {upper:+.3f}] to {y:.3f} ({problems} problems, {seeds} seeds)".format(**row)
         )
-    print(
-        f"toa of each ensemble|paired:by problem|bootstrap:{RESAMPLES} resamples of problems,95%,seed {SEED}"
-    )
+    print(*made, sep="\n")
     print(f"written to {out}")
 
 

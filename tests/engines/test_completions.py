@@ -35,14 +35,18 @@ def test_a_prompt_over_the_window_is_a_failure_of_its_own(message):
     assert (sample.text, sample.usage, sample.failure) == ("", Usage(0, 0), "context_window")
 
 
-def test_a_prompt_that_leaves_less_room_than_max_tokens_is_asked_for_what_is_left():
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 4096 tokens. However, you requested 4120 tokens "
+        "(4080 in the messages, 40 in the completion).",
+        "You passed 4080 input tokens and requested 40 output tokens. However, the model's context length is "
+        "only 4096 tokens, resulting in a maximum input length of 4056 tokens.",
+    ],
+)
+def test_a_prompt_that_leaves_less_room_than_max_tokens_is_asked_for_what_is_left(message):
     def respond(asked: Asked) -> Answer:
-        if asked.body["max_tokens"] > 16:
-            return refusal(
-                "This model's maximum context length is 4096 tokens. However, you requested 4120 tokens "
-                "(4080 in the messages, 40 in the completion)."
-            )
-        return OK
+        return refusal(message) if asked.body["max_tokens"] > 16 else OK
 
     (sample,), asked = ask(respond)
     assert sample.text == "4" and [request.body["max_tokens"] for request in asked] == [40, 16]
@@ -69,19 +73,6 @@ def test_a_prompt_that_the_server_did_not_count_is_counted_by_an_answer_of_one_t
     assert [request.body["max_tokens"] for request in asked] == [40, 1, 4]
     (sample,), asked = ask(refusal(message))
     assert sample.failure == "context_window" and len(asked) == 2
-
-
-def test_the_wording_of_older_servers_is_read():
-    def respond(asked: Asked) -> Answer:
-        if asked.body["max_tokens"] > 4:
-            return refusal(
-                "You passed 60 input tokens and requested 40 output tokens. However, the model's context "
-                "length is only 64 tokens, resulting in a maximum input length of 24 tokens."
-            )
-        return OK
-
-    (sample,), asked = ask(respond)
-    assert sample.text == "4" and [request.body["max_tokens"] for request in asked] == [40, 4]
 
 
 @pytest.mark.parametrize(

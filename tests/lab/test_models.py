@@ -183,12 +183,13 @@ def test_all_weights_together_are_small() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.slow
 def test_the_models_of_the_package_have_skills_of_their_own_and_the_reward_tells(name: str) -> None:
-    made = card(name, LAB_WEIGHTS / name, parts=3, count=40, seed=1)
+    made = card(name, LAB_WEIGHTS / name, parts=3, count=40, seed=1, temperature=0.85)
     fresh = made["afresh"]
     for agent, strong in zip(AGENTS, PLANS[name].strengths, strict=True):
         others = [fresh[other][strong] for other in AGENTS if other != agent]
         assert fresh[agent][strong] > max(others), (agent, strong)
-        assert made["knowledge"][agent]["known"] > made["knowledge"][agent]["unknown"] + 0.2, agent
+        assert made["knowledge"][agent]["known"] > made["knowledge"][agent]["unknown"], agent
+        assert name != "math" or made["knowledge"][agent]["unknown"] < 0.1, agent
     best = made["rewards"]["process" if name == "instructions" else "teacher"]
     assert best["questions"] >= 10
     assert best["auc"] > 0.8  # with more problems: the cards in experiments/lab
@@ -243,7 +244,8 @@ def test_the_recipe_runs_from_an_empty_folder_and_goes_on_where_it_ended(tmp_pat
     kept = {path: path.stat().st_mtime_ns for path in stages.iterdir()}
     assert {path.name for path in made if kept[path] != made[path]} == {"judge.safetensors"}
     assert (tmp_path / "models" / "judge" / "model.safetensors").read_bytes() == weights
-    assert set(card("translation", tmp_path / "models", parts=2, count=4, seed=0)["afresh"]) == set(AGENTS)
+    made_card = card("translation", tmp_path / "models", parts=2, count=4, seed=0, temperature=0.85)
+    assert set(made_card["afresh"]) == set(AGENTS)
     config = json.loads((tmp_path / "models" / "judge" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert AutoTokenizer.from_pretrained(tmp_path / "models" / "ada").chat_template

@@ -93,7 +93,8 @@ def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm,
     first, second = folder(tmp_path / "first", 4), folder(tmp_path / "second", 4)
     agents = (
         f"ensemble.agents={{ash:{{model:{first},revision:abc,options:{{dtype:float16,max_model_len:512,gpus:[0,1],"
-        f"tensor_parallel_size:2,arguments:{{enforce_eager:true,chat_template:my.jinja,cudagraph_capture_sizes:[1,2]}}}}}},elm:{{model:{second}}},"
+        f"tensor_parallel_size:2,arguments:{{enforce_eager:true,chat_template:my.jinja,"
+        f"cudagraph_capture_sizes:[1,2]}}}}}},elm:{{model:{second}}},"
         f"oak:{{model:{second},sampling:{{temperature:0.1}}}}}}"
     )
     result = made(tmp_path, "~ensemble.agents", f"+{agents}", "server=vllm", "reward=verifier")
@@ -245,12 +246,8 @@ def test_an_agent_that_an_endpoint_has_keeps_the_way_there(tmp_path, no_vllm):
     result = plan(config, agents, Place("127.0.0.1", None, tmp_path))
     far = yaml.safe_load(served_ensemble(config, agents, result.agents, result.made))["agents"]["far"]
     assert "engine" not in far and "far" not in result.agents
-    options = far["options"]
-    assert (options["base_url"], options["key_env"], options["timeout"]) == (
-        "http://there/v1",
-        "THERE_KEY",
-        7.0,
-    )
+    given = {name: far["options"][name] for name in ("base_url", "key_env", "timeout")}
+    assert given == {"base_url": "http://there/v1", "key_env": "THERE_KEY", "timeout": 7.0}
 
 
 def test_a_reward_of_several_models_is_served_with_a_word_on_its_flops(caplog):

@@ -35,9 +35,7 @@ _ROUNDS = 4  # answers of each agent to a problem: two afresh, two over a draft
 _BINS = 5  # of calibration
 
 
-def card(
-    task: str, weights: Path, parts: int, count: int, seed: int, temperature: float = 1.0
-) -> dict[str, Any]:
+def card(task: str, weights: Path, parts: int, count: int, seed: int, temperature: float) -> dict[str, Any]:
     """Measure the models in `weights` on `count` test problems of `parts` parts.
 
     `afresh` and `refining` hold shares by agent and skill, `knowledge` those of right values afresh

@@ -35,13 +35,12 @@ def served_ensemble(
     members = {}
     for name, agent in agents.items():
         fields = plain(config.ensemble.agents[name])
-        engine = engine_node(config, agent)
         if name in urls:
             fields.pop("engine", None)
             fields["options"] = {"base_url": urls[name]}
         elif not agent.simulated:  # where it is already: the run on these servers has no other engine
             fields.pop("engine", None)
-            fields["options"] = asdict(connection_of(agent, plain(engine)))
+            fields["options"] = asdict(connection_of(agent, plain(engine_node(config, agent))))
         if made.get(name):
             fields["made"] = dict(made[name])
         members[name] = {**fields, "sampling": dict(agent.sampling)}
