@@ -10,6 +10,7 @@ from aiohttp.test_utils import TestServer
 from remote import draw
 from tiny_models import causal_model
 
+from toa_exp.core import Usage
 from toa_exp.draws import Sample
 from toa_exp.engines.openai import OpenAI
 from toa_exp.engines.transformers import Transformers
@@ -92,7 +93,8 @@ def test_a_prompt_over_the_window_is_the_failure_that_it_is_in_process(agents):
         finally:
             await engine.close()
 
-    assert served(agents, work).failure == "context_window"
+    sample = served(agents, work)
+    assert (sample.failure, sample.usage) == ("context_window", Usage(0, 0))
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Chat:
             del self._agents[name]
         usage = sample.usage
         if sample.failure is not None:
-            raise _too_long(base, usage.prompt_tokens)
+            raise _too_long(base)
         whole = usage.completion_tokens < agent.sampling["max_tokens"]
         return {
             "id": f"chatcmpl-{name.replace(' ', '-')}",
@@ -171,14 +171,13 @@ def _draw(name: str, messages: list[Message], seed: int) -> Draw:
     return Draw(key, Problem("", ""), Request(name), messages, b"", b"", 0, seed)
 
 
-def _too_long(agent: Agent, prompt_tokens: int) -> Failure:
-    """The refusal of a prompt over the window, in the words of vLLM."""
+def _too_long(agent: Agent) -> Failure:
+    """The refusal of a prompt over the window, as clients know it from vLLM."""
     config = model_config(agent.model, agent.revision, f"agent {agent.name!r}")
     window = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
     return Failure(
         400,
-        f"This model's maximum context length is {window} tokens. However, your prompt contains "
-        f"{prompt_tokens} input tokens, which exceeds this limit even without any output tokens. Please "
-        f"reduce the length of the input prompt.",
+        f"This model's maximum context length is {window} tokens. However, your prompt leaves no room in it "
+        f"for an answer. Please reduce the length of the input prompt.",
         "context_length_exceeded",
     )
