@@ -55,14 +55,14 @@ def test_a_card_of_damaged_models_names_them(
     shutil.copytree(LAB_WEIGHTS / "math", tmp_path / "math")
     damage(tmp_path / "math" / name)
     with pytest.raises(BadInput, match=f"math/{name}"):
-        card("math", tmp_path / "math", parts=2, count=1, seed=0)
+        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85)
 
 
 def test_a_card_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     shutil.copytree(LAB_WEIGHTS / "math", tmp_path / "math")
     lose_the_tokenizer(tmp_path / "math" / "ada")
     with pytest.raises(BadInput, match=r"tokenizer of .*math/ada"):
-        card("math", tmp_path / "math", parts=2, count=1, seed=0)
+        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_card_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 )
 def test_a_card_of_problems_that_there_are_not_is_refused(parts: int, count: int, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        card("math", LAB_WEIGHTS / "math", parts=parts, count=count, seed=0)
+        card("math", LAB_WEIGHTS / "math", parts=parts, count=count, seed=0, temperature=0.85)
 
 
 def judged(judge: Path, baseline: Path) -> LabTask:
@@ -104,7 +104,7 @@ def test_a_flipped_bit_is_told_before_anything_is_sampled(tmp_path: Path) -> Non
     with pytest.raises(BadInput, match=r"math/ben/model\.safetensors is damaged.*lab train"):
         lab_model(str(tmp_path), "math", "ben")
     with pytest.raises(BadInput, match=r"math/ben/model\.safetensors is damaged"):
-        card("math", tmp_path / "math", parts=2, count=1, seed=0)
+        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85)
     (tmp_path / SUMS).unlink()  # models of one's own have none
     assert lab_model(str(tmp_path), "math", "ben") == str(tmp_path / "math" / "ben")
 
