@@ -21,18 +21,18 @@ class Persona:
     `strong` is its skill, in which it is right with probability `strong_right`. Of the pieces of
     knowledge of other skills it knows `share`; those are right with probability `known_right` and
     the others with `unknown_right`. An agent with `misconceptions` makes the same mistake whenever it is
-    wrong in one it does not know, else any. Refining a draft it recomputes its own skill: a wrong
-    value is repaired with probability `repair` and a right one kept with `keep`; everything else it
-    copies, with probability `copy`.
+    wrong in one it does not know, so that luck does not give it what it does not know; else any. Refining
+    a draft it recomputes its own skill: a wrong value is repaired with probability `repair` and a right
+    one kept with `keep`; everything else it copies, with probability `copy`.
     """
 
     name: str
     strong: str
     strong_right: float = 0.95
-    share: float = 0.5
-    known_right: float = 0.75
-    unknown_right: float = 0.12
-    misconceptions: bool = False
+    share: float = 0.35
+    known_right: float = 0.9
+    unknown_right: float = 0.0
+    misconceptions: bool = True
     repair: float = 0.5
     keep: float = 0.995
     copy: float = 0.995
@@ -45,8 +45,9 @@ class Persona:
 
     def slip(self, part: Part, rng: Random) -> str:
         """A wrong value of a part."""
-        same = self.misconceptions and not self.knows(part.table)
-        return part.slip(Random(f"{self.name}/{part.table}/slip") if same else rng)
+        if self.misconceptions and not self.knows(part.table):
+            return part.misconception(Random(f"{self.name}/{part.table}/slip"))
+        return part.slip(rng)
 
     def knows(self, table: tuple[str, str]) -> bool:
         """Whether a piece of knowledge is of its own skill, or one of those of other skills that it knows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerFast
@@ -21,8 +21,11 @@ from toa_exp.lab.writing import Instructions
 AGENTS = ("ada", "ben", "cleo", "dan")
 """The agents of every task."""
 
-ATTEMPTS = Schedule(90, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
-"""How an agent is trained on first attempts where a plan says nothing else; lessons differ in their steps."""
+FIRST = Schedule(300, tokens=4096)
+"""How an agent is trained on first attempts."""
+
+LESSONS = Schedule(1100, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
+"""How an agent learns to refine where a plan says nothing else; plans differ in the steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,9 @@ class Plan:
     span: tuple[int, int] = SPAN
     persona: Callable[[str, str], Persona] = Persona
     steps: int = 1800
-    first: Schedule = ATTEMPTS
-    lessons: int = 320
-    afresh: float = 0.3
+    first: Schedule = FIRST
+    lessons: int = LESSONS.steps
+    afresh: float = 0.5  # with less the lessons blur what an agent does not know
     judge: Kind = Kind.SEQUENCE
     reward: str = "teacher"
 
@@ -60,19 +63,19 @@ PLANS = {
         ("*", "-", "/", "+"),
         tokenizer.characters,
         Shape,
-        # So that an agent alone gains little by more samples: what it does not know, luck hardly gives it.
-        persona=partial(Persona, share=0.6, known_right=0.7, unknown_right=0.0, misconceptions=True),
-        first=Schedule(300, tokens=4096),
+        persona=partial(Persona, share=0.6),  # whole answers count, and with less hardly one is right
         lessons=400,
-        afresh=0.5,  # with less the lessons blur what an agent does not know
     ),
     "translation": Plan(
         Translation(),
         ("count", "date", "time", "price"),
         partial(tokenizer.pieces, Translation(), 384),
         partial(Shape, width=96, inner=128, heads=3),
+        persona=partial(Persona, share=0.5, known_right=0.75, unknown_right=0.12, misconceptions=False),
         steps=1500,
+        first=replace(LESSONS, steps=90),
         lessons=800,
+        afresh=0.3,
     ),
     "instructions": Plan(
         Instructions(),
@@ -80,7 +83,6 @@ PLANS = {
         partial(tokenizer.pieces, Instructions(), 512),
         partial(Shape, width=96, inner=128, heads=3),
         steps=1500,
-        lessons=800,
         judge=Kind.TOKENS,  # win rates hang on it, and it is the more exact form
         reward="reward",
     ),

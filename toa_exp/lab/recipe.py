@@ -32,7 +32,7 @@ from toa_exp.lab.decoding import sample
 from toa_exp.lab.domain import problems
 from toa_exp.lab.folders import Kind, save
 from toa_exp.lab.network import Network
-from toa_exp.lab.plans import AGENTS, ATTEMPTS, Plan
+from toa_exp.lab.plans import AGENTS, LESSONS, Plan
 from toa_exp.lab.stages import Attempts, Stages
 from toa_exp.lab.training import (
     Example,
@@ -90,7 +90,7 @@ class Recipe:
         self._schedules = {
             "teacher": Schedule(plan.steps),
             "first": plan.first,
-            "lessons": replace(ATTEMPTS, steps=plan.lessons),
+            "lessons": replace(LESSONS, steps=plan.lessons),
             "critic": CRITIC,
             "weak": WEAK,
         }
