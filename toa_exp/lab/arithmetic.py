@@ -75,11 +75,6 @@ class Term:
             if wrong >= 0 and wrong != self.value:
                 return str(wrong)
 
-    def misconception(self, rng: Random) -> str:
-        """Off by the same amount, upwards where it would be below 0."""
-        off = rng.choice((-10, -3, -2, -1, 1, 2, 3, 10))
-        return str(self.value + off if self.value + off >= 0 else self.value - off)
-
 
 class Arithmetic:
     """The domain of arithmetic."""

@@ -45,9 +45,8 @@ class Persona:
 
     def slip(self, part: Part, rng: Random) -> str:
         """A wrong value of a part."""
-        if self.misconceptions and not self.knows(part.table):
-            return part.misconception(Random(f"{self.name}/{part.table}/slip"))
-        return part.slip(rng)
+        same = self.misconceptions and not self.knows(part.table)
+        return part.slip(Random(f"{self.name}/{part.table}/slip") if same else rng)
 
     def knows(self, table: tuple[str, str]) -> bool:
         """Whether a piece of knowledge is of its own skill, or one of those of other skills that it knows."""

@@ -63,7 +63,8 @@ PLANS = {
         ("*", "-", "/", "+"),
         tokenizer.characters,
         Shape,
-        persona=partial(Persona, share=0.6),  # whole answers count, and with less hardly one is right
+        # Whole answers count, and with a smaller share hardly one is right.
+        persona=partial(Persona, share=0.6, known_right=0.7),
         lessons=400,
     ),
     "translation": Plan(

@@ -99,10 +99,6 @@ class Wish:
             if not self.accepts(wrong):
                 return wrong
 
-    def misconception(self, rng: Random) -> str:
-        """One word."""
-        return self.slip(rng)
-
     def _fitting(self) -> list[str]:
         match self.skill:
             case "kind":
