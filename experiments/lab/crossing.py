@@ -17,7 +17,7 @@ from pathlib import Path
 
 from toa_exp.compare import Comparison, compare
 
-TASK_SEED = 261126172
+TASK_SEED = 261127182
 
 
 def run(parts: int, options: argparse.Namespace) -> Path:

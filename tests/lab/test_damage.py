@@ -55,14 +55,14 @@ def test_a_card_of_damaged_models_names_them(
     shutil.copytree(LAB_WEIGHTS / "math", tmp_path / "math")
     damage(tmp_path / "math" / name)
     with pytest.raises(BadInput, match=f"math/{name}"):
-        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85)
+        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85, top_p=1.0)
 
 
 def test_a_card_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     shutil.copytree(LAB_WEIGHTS / "math", tmp_path / "math")
     lose_the_tokenizer(tmp_path / "math" / "ada")
     with pytest.raises(BadInput, match=r"tokenizer of .*math/ada"):
-        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85)
+        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85, top_p=1.0)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,23 @@ def test_a_card_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 )
 def test_a_card_of_problems_that_there_are_not_is_refused(parts: int, count: int, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        card("math", LAB_WEIGHTS / "math", parts=parts, count=count, seed=0, temperature=0.85)
+        card("math", LAB_WEIGHTS / "math", parts=parts, count=count, seed=0, temperature=0.85, top_p=1.0)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "message"),
+    [
+        (-1.0, 1.0, "temperature=-1"),
+        (1.0, 0.0, "top_p=0"),
+        (1.0, 1.5, "top_p=1.5"),
+        (1.0, float("nan"), "nan"),
+    ],
+)
+def test_a_card_of_samples_that_cannot_be_drawn_is_refused(
+    temperature: float, top_p: float, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        card("math", LAB_WEIGHTS / "math", 2, 1, seed=0, temperature=temperature, top_p=top_p)
 
 
 def judged(judge: Path, baseline: Path) -> LabTask:
@@ -104,7 +120,7 @@ def test_a_flipped_bit_is_told_before_anything_is_sampled(tmp_path: Path) -> Non
     with pytest.raises(BadInput, match=r"math/ben/model\.safetensors is damaged.*lab train"):
         lab_model(str(tmp_path), "math", "ben")
     with pytest.raises(BadInput, match=r"math/ben/model\.safetensors is damaged"):
-        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85)
+        card("math", tmp_path / "math", parts=2, count=1, seed=0, temperature=0.85, top_p=1.0)
     (tmp_path / SUMS).unlink()  # models of one's own have none
     assert lab_model(str(tmp_path), "math", "ben") == str(tmp_path / "math" / "ben")
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from toa_exp.errors import BadInput
 from toa_exp.lab.card import auc, calibration, card, correlation, shown
 from toa_exp.lab.critics import Critic
-from toa_exp.lab.decoding import sample
+from toa_exp.lab.decoding import _draw, sample
 from toa_exp.lab.domain import problems
 from toa_exp.lab.folders import Kind, load, save
 from toa_exp.lab.network import Network
@@ -103,6 +103,13 @@ def test_sampling_in_a_batch_is_sampling_alone_where_it_is_greedy() -> None:
     assert together == alone
 
 
+@pytest.mark.parametrize(("top_p", "drawn"), [(1.0, {0, 1, 2, 3}), (0.95, {0, 1, 2}), (0.5, {0})])
+def test_of_the_tail_of_a_distribution_nothing_is_sampled(top_p: float, drawn: set[int]) -> None:
+    logits = torch.tensor([0.6, 0.2, 0.17, 0.03]).log().expand(2000, 4)
+    tokens = _draw(logits, torch.Generator().manual_seed(0), 1.0, top_p)
+    assert set(tokens.tolist()) == drawn
+
+
 def test_the_area_under_the_curve() -> None:
     assert auc([1, 0, 0], [3.0, 1.0, 2.0]) == 1.0
     assert auc([0, 1, 0], [3.0, 1.0, 1.0]) == 0.25
@@ -183,7 +190,7 @@ def test_all_weights_together_are_small() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.slow
 def test_the_models_of_the_package_have_skills_of_their_own_and_the_reward_tells(name: str) -> None:
-    made = card(name, LAB_WEIGHTS / name, parts=3, count=40, seed=1, temperature=0.85)
+    made = card(name, LAB_WEIGHTS / name, parts=3, count=40, seed=1, temperature=0.85, top_p=0.95)
     fresh = made["afresh"]
     for agent, strong in zip(AGENTS, PLANS[name].strengths, strict=True):
         others = [fresh[other][strong] for other in AGENTS if other != agent]
@@ -244,7 +251,9 @@ def test_the_recipe_runs_from_an_empty_folder_and_goes_on_where_it_ended(tmp_pat
     kept = {path: path.stat().st_mtime_ns for path in stages.iterdir()}
     assert {path.name for path in made if kept[path] != made[path]} == {"judge.safetensors"}
     assert (tmp_path / "models" / "judge" / "model.safetensors").read_bytes() == weights
-    made_card = card("translation", tmp_path / "models", parts=2, count=4, seed=0, temperature=0.85)
+    made_card = card(
+        "translation", tmp_path / "models", parts=2, count=4, seed=0, temperature=0.85, top_p=0.95
+    )
     assert set(made_card["afresh"]) == set(AGENTS)
     config = json.loads((tmp_path / "models" / "judge" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]

@@ -73,7 +73,13 @@ def _card(config: DictConfig) -> None:
     if config.out is not None:
         check_out(config.out)
     made = card(
-        task.domain, weights / task.domain, task.parts, task.problems, config.seed, config.temperature
+        task.domain,
+        weights / task.domain,
+        task.parts,
+        task.problems,
+        config.seed,
+        config.temperature,
+        config.top_p,
     )
     if config.out is not None:
         Path(config.out).write_text(json.dumps(made, indent=1) + "\n")

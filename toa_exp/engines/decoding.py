@@ -224,16 +224,23 @@ def choose_tokens(
     probabilities = (logits / torch.where(greedy, 1.0, temperature)[:, None]).softmax(-1)
     valid = probabilities.sum(-1).isfinite()
     if bool((top_p < 1).any()):
-        falling, order = probabilities.sort(descending=True, stable=True)
-        limit = torch.where(top_p < 1, top_p, torch.inf)[:, None]
-        outside = falling.cumsum(-1) - falling >= limit
-        # The kept tokens are summed in the vocabulary's order: that of equally likely ones may be
-        # decided by rounding, and would let the batch decide the token.
-        probabilities = probabilities.masked_fill(outside.scatter(1, order, outside), 0.0)
+        probabilities = nucleus(probabilities, top_p)
     cumulated = probabilities.double().cumsum(-1)
     sampled = torch.searchsorted(cumulated, noise[:, None] * cumulated[:, -1:], right=True).squeeze(1)
     sampled = sampled.clamp(max=logits.shape[-1] - 1)
     return torch.where(greedy, logits.argmax(-1), sampled), valid
+
+
+def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """The probabilities [rows, vocabulary] of the likeliest tokens up to `top_p` [rows], 0 for the others.
+
+    They are not scaled to sum to 1, and left in the vocabulary's order: that of equally likely tokens may
+    be decided by rounding, and would let the batch decide the token.
+    """
+    falling, order = probabilities.sort(descending=True, stable=True)
+    limit = torch.where(top_p < 1, top_p, torch.inf)[:, None]
+    outside = falling.cumsum(-1) - falling >= limit
+    return probabilities.masked_fill(outside.scatter(1, order, outside), 0.0)
 
 
 def _check_layers(config: Any) -> None:

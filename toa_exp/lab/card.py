@@ -35,18 +35,22 @@ _ROUNDS = 4  # answers of each agent to a problem: two afresh, two over a draft
 _BINS = 5  # of calibration
 
 
-def card(task: str, weights: Path, parts: int, count: int, seed: int, temperature: float) -> dict[str, Any]:
+def card(
+    task: str, weights: Path, parts: int, count: int, seed: int, temperature: float, top_p: float
+) -> dict[str, Any]:
     """Measure the models in `weights` on `count` test problems of `parts` parts.
 
     `afresh` and `refining` hold shares by agent and skill, `knowledge` those of right values afresh
     outside of an agent's own skill, in what it was taught and in what it was not; `rewards` the quality of
     each reward model over all answers, `signature` how it was made. Raises BadInput for problems that
-    there are not, for a temperature below 0, and where agents, the judge or the task's reward model are
-    missing or damaged.
+    there are not, for a temperature below 0 or a top_p outside of (0, 1], and where agents, the judge or
+    the task's reward model are missing or damaged.
     """
     check_problems(parts, count)
     if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
         raise BadInput(f"temperature={temperature}: give a number, 0 or more")
+    if not isinstance(top_p, int | float) or not 0 < top_p <= 1:
+        raise BadInput(f"top_p={top_p}: give a number above 0 and at most 1")
     plan = PLANS[task]
     for name in (*AGENTS, "judge", plan.reward):
         loading.check_model(str((weights / name).absolute()), "lab card")
@@ -64,7 +68,7 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int, temperatur
     for number in range(_ROUNDS):
         drafts = [[rng.choice(answers)] if number >= _ROUNDS // 2 else [] for answers in pool]
         for name, network in agents.items():
-            answers = _draw(network, writer, prompts, drafts, generator, temperature)
+            answers = _draw(network, writer, prompts, drafts, generator, temperature, top_p)
             if number == 0:
                 made["afresh"][name] = skills(domain, prompts, answers)
                 made["knowledge"][name] = knowledge(personas[name], domain, prompts, answers)
@@ -78,7 +82,7 @@ def card(task: str, weights: Path, parts: int, count: int, seed: int, temperatur
     }
     made["signature"] = (
         f"lab:{task}|parts:{parts}|n:{count}|answers:{len(pool[0])} a problem|"
-        f"temperature:{temperature:g}|seed:{seed}|toa-exp:{__version__}|torch:{torch.__version__}"
+        f"temperature:{temperature:g}|top_p:{top_p:g}|seed:{seed}|toa-exp:{__version__}|torch:{torch.__version__}"
     )
     return made
 
@@ -104,9 +108,10 @@ def _draw(
     drafts: Sequence[Sequence[str]],
     generator: torch.Generator,
     temperature: float,
+    top_p: float,
 ) -> list[str]:
     requests = [writer.prompt(p, d) for p, d in zip(prompts, drafts, strict=True)]
-    drawn = sample(network, requests, generator, end=writer.end, temperature=temperature)
+    drawn = sample(network, requests, generator, end=writer.end, temperature=temperature, top_p=top_p)
     return [writer.decode(ids) for ids in drawn]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from toa_exp.engines.decoding import nucleus
 from toa_exp.lab.network import Cache, Network
 
 
@@ -18,20 +19,22 @@ def sample(
     *,
     end: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     most: int = 192,
     rows: int = 256,
     done: Callable[[int], object] = lambda answers: None,
 ) -> list[list[int]]:
     """One answer a prompt, as token ids without the end token, at most `most` tokens each.
 
-    Prompts of a like length run together, `rows` at a time. Temperature 0 takes the likeliest token.
+    Prompts of a like length run together, `rows` at a time. Temperature 0 takes the likeliest token;
+    of the others the likeliest up to a probability of `top_p` are drawn.
     `done` is told of every so many answers.
     """
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     answers: list[list[int]] = [[] for _ in prompts]
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
-        got = _run(network, [prompts[n] for n in chosen], generator, end, temperature, most)
+        got = _run(network, [prompts[n] for n in chosen], generator, end, temperature, top_p, most)
         for number, answer in zip(chosen, got, strict=True):
             answers[number] = answer
         done(len(chosen))
@@ -44,6 +47,7 @@ def _run(
     generator: torch.Generator,
     end: int,
     temperature: float,
+    top_p: float,
     most: int,
 ) -> list[list[int]]:
     width = max(map(len, prompts))
@@ -54,7 +58,7 @@ def _run(
     alive = list(range(len(prompts)))
     done = [False] * len(prompts)
     for _ in range(most):
-        token = _draw(network.logits(network(ids, cache)[:, -1]).float(), generator, temperature)
+        token = _draw(network.logits(network(ids, cache)[:, -1]).float(), generator, temperature, top_p)
         for place, (row, value) in enumerate(zip(alive, token.tolist(), strict=True)):
             done[place] = done[place] or value == end
             if not done[place]:
@@ -70,8 +74,11 @@ def _run(
     return answers
 
 
-def _draw(logits: Tensor, generator: torch.Generator, temperature: float) -> Tensor:
+def _draw(logits: Tensor, generator: torch.Generator, temperature: float, top_p: float) -> Tensor:
     if temperature == 0.0:
         return logits.argmax(-1)
     noise = torch.empty_like(logits).exponential_(generator=generator)
-    return ((logits / temperature).softmax(-1) / noise).argmax(-1)
+    probabilities = (logits / temperature).softmax(-1)
+    if top_p < 1.0:
+        probabilities = nucleus(probabilities, torch.full(probabilities.shape[:1], top_p))
+    return (probabilities / noise).argmax(-1)
