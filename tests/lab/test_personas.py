@@ -15,6 +15,7 @@ from toa_exp.lab.domain import Part, problems
 from toa_exp.lab.personas import Persona
 from toa_exp.lab.plans import PLANS
 from toa_exp.lab.training import training_dtype
+from toa_exp.lab.translation import Phrase
 
 SURE = Persona("ada", "*", share=0.5, known_right=0.0)
 
@@ -34,8 +35,27 @@ def test_a_misconception_is_the_same_mistake_again_and_again() -> None:
     assert any(mistakes(other, term) != mistakes(SURE, term) for term in terms)
 
 
-def test_without_misconceptions_mistakes_vary() -> None:
-    persona = Persona("ada", "*", share=0.0, misconceptions=False)
+def test_a_misconception_of_translation_has_another_word_in_its_place() -> None:
+    for seed in range(20):
+        counts = [Phrase("count", "keys", number) for number in (2, 17, 42)]
+        wrong = [part.misconception(Random(seed)).split() for part in counts]
+        assert [number for number, _ in wrong] == ["zwei", "siebzehn", "zweiundvierzig"]
+        assert len({noun for _, noun in wrong}) == 1 and wrong[0][1] != "Schlüssel"
+        prices = [Phrase("price", "", number, 7) for number in (40, 42, 49)]
+        tens = {part.misconception(Random(seed)).split()[1].rpartition("und")[2] for part in prices}
+        assert len(tens) == 1 and tens != {"vierzig"}
+
+
+@pytest.mark.parametrize("task", PLANS)
+def test_a_misconception_is_wrong(task: str) -> None:
+    domain = PLANS[task].domain
+    for text in islice(problems(domain, "here", 8, test=True), 50):
+        for number, part in enumerate(domain.parse(text)):
+            assert not part.accepts(part.misconception(Random(number)))
+
+
+def test_mistakes_in_what_it_knows_vary() -> None:
+    persona = Persona("ada", "*", share=1.0, known_right=0.0)
     assert len(mistakes(persona, Term(57, "+", 4))) > 3
 
 
@@ -44,14 +64,14 @@ def test_a_card_tells_known_from_unknown_outside_of_the_own_skill() -> None:
     prompt = next(problems(domain, "here", 8, test=True))
     parts = domain.parse(prompt)
     right = domain.solution(parts, [str(part.value) for part in parts])
-    believed = domain.solution(parts, [SURE.slip(part, Random(0)) for part in parts])
+    believed = domain.solution(parts, [SURE.mistake(part, Random(0)) for part in parts])
     other = [part for part in parts if part.operation != "*"]
     known = sum(SURE.knows(part.table) for part in other)
     assert 0 < known < len(other) < len(parts)
     assert knowledge(SURE, domain, [prompt], [right]) == {"known": 1.0, "unknown": 1.0}
     mixed = domain.solution(
         parts,
-        [str(part.value) if SURE.knows(part.table) else SURE.slip(part, Random(0)) for part in parts],
+        [str(part.value) if SURE.knows(part.table) else SURE.mistake(part, Random(0)) for part in parts],
     )
     assert knowledge(SURE, domain, [prompt], [mixed]) == {"known": 1.0, "unknown": 0.0}
     assert knowledge(SURE, domain, [prompt] * 2, [right, believed]) == {"known": 0.5, "unknown": 0.5}

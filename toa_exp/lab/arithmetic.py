@@ -75,6 +75,10 @@ class Term:
             if wrong >= 0 and wrong != self.value:
                 return str(wrong)
 
+    def misconception(self, rng: Random) -> str:
+        """A slip of the kind and size that `rng` chooses."""
+        return self.slip(rng)
+
 
 class Arithmetic:
     """The domain of arithmetic."""

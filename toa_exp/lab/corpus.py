@@ -14,6 +14,9 @@ Values = Sequence[str | None]
 Attempts = Sequence[tuple[str, Sequence[str]]]
 """Problems with answers that the agents themselves sampled."""
 
+AFRESH = 0.5
+"""The share of fresh answers in lessons; with less of them the lessons blur what an agent does not know."""
+
 
 def fresh(persona: Persona, parts: Sequence[Part], rng: Random) -> list[str]:
     """Values of a first attempt."""
@@ -39,7 +42,7 @@ def aggregated(persona: Persona, parts: Sequence[Part], drafts: Sequence[Values]
 
 
 def _attempt(persona: Persona, part: Part, rng: Random) -> str:
-    return part.answer(rng) if rng.random() < persona.right(part.table) else persona.slip(part, rng)
+    return part.answer(rng) if rng.random() < persona.right(part.table) else persona.mistake(part, rng)
 
 
 def _pass(persona: Persona, part: Part, value: str | None, rng: Random) -> str:
@@ -92,16 +95,15 @@ def lessons(
     span: tuple[int, int],
     attempts: Attempts,
     seed: str,
-    afresh: float,
 ) -> Iterator[Example]:
-    """A share `afresh` of fresh answers; of the others, over the agents' own samples, five refine and two
+    """Fresh answers (a share AFRESH); of the others, over the agents' own samples, five refine and two
     aggregate."""
     rng = Random(f"{persona.name}/{seed}")
     direct = first_attempts(domain, writer, persona, span, f"{seed}/direct")
-    single = afresh + (1 - afresh) * 5 / 7
+    single = AFRESH + (1 - AFRESH) * 5 / 7
     while True:
         kind = rng.random()
-        if kind < afresh:
+        if kind < AFRESH:
             yield next(direct)
             continue
         prompt, answers = rng.choice(attempts)

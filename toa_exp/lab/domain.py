@@ -40,6 +40,10 @@ class Part(Protocol):
         """A plausible wrong value."""
         ...
 
+    def misconception(self, rng: Random) -> str:
+        """A wrong value by a rule that is the same for all parts of its `table`; `rng` chooses the rule."""
+        ...
+
 
 class Domain(Protocol):
     """A task in miniature."""

@@ -1,8 +1,9 @@
 """Who knows what: the strengths that the agents' training texts give them.
 
-Competence here is by design. An agent's texts are right where it is strong, and at a rate where it is
-not: a piece of knowledge (an operation with one last digit, say) it knows is mostly right, one it
-does not know is mostly a slip. What search makes of such agents is measured, the strengths are not.
+Competence here is by design. A piece of knowledge (an operation with one last digit, say) that an agent
+has is mostly right in its texts; where it lacks one it has a misconception, the same mistake always, so
+that luck does not give it what it does not know. What search makes of such agents is measured, the
+strengths are not.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ class Persona:
     """One agent's strengths.
 
     `strong` is its skill, in which it is right with probability `strong_right`. Of the pieces of
-    knowledge of other skills it knows `share`; those are right with probability `known_right` and
-    the others with `unknown_right`. An agent with `misconceptions` makes the same mistake whenever it is
-    wrong in one it does not know, so that luck does not give it what it does not know; else any. Refining
-    a draft it recomputes its own skill: a wrong value is repaired with probability `repair` and a right
-    one kept with `keep`; everything else it copies, with probability `copy`.
+    knowledge of other skills it knows `share`, in which it is right with probability `known_right`; in
+    the others it never is. Refining a draft it recomputes its own skill: a wrong value is repaired with
+    probability `repair` and a right one kept with `keep`; everything else it copies, with probability
+    `copy`.
     """
 
     name: str
@@ -31,8 +31,6 @@ class Persona:
     strong_right: float = 0.95
     share: float = 0.35
     known_right: float = 0.9
-    unknown_right: float = 0.0
-    misconceptions: bool = True
     repair: float = 0.5
     keep: float = 0.995
     copy: float = 0.995
@@ -41,12 +39,13 @@ class Persona:
         """The probability that a fresh value of this piece of knowledge is right."""
         if table[0] == self.strong:
             return self.strong_right
-        return self.known_right if self.knows(table) else self.unknown_right
+        return self.known_right if self.knows(table) else 0.0
 
-    def slip(self, part: Part, rng: Random) -> str:
-        """A wrong value of a part."""
-        same = self.misconceptions and not self.knows(part.table)
-        return part.slip(Random(f"{self.name}/{part.table}/slip") if same else rng)
+    def mistake(self, part: Part, rng: Random) -> str:
+        """A wrong value of a part: that of its misconception, or any in what it knows."""
+        if self.knows(part.table):
+            return part.slip(rng)
+        return part.misconception(Random(f"{self.name}/{part.table}/slip"))
 
     def knows(self, table: tuple[str, str]) -> bool:
         """Whether a piece of knowledge is of its own skill, or one of those of other skills that it knows."""

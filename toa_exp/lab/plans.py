@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from transformers import PreTrainedTokenizerFast
@@ -14,18 +14,11 @@ from toa_exp.lab.domain import SPAN, Domain
 from toa_exp.lab.folders import Kind
 from toa_exp.lab.network import Shape
 from toa_exp.lab.personas import Persona
-from toa_exp.lab.training import Schedule
 from toa_exp.lab.translation import Translation
 from toa_exp.lab.writing import Instructions
 
 AGENTS = ("ada", "ben", "cleo", "dan")
 """The agents of every task."""
-
-FIRST = Schedule(300, tokens=4096)
-"""How an agent is trained on first attempts."""
-
-LESSONS = Schedule(1100, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
-"""How an agent learns to refine where a plan says nothing else; plans differ in the steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +26,8 @@ class Plan:
     """A task: `strengths` are the agents' skills, in their order, and `persona` makes an agent of each.
 
     Training problems have `span` parts, from the fewest to the most; `steps` are the teacher's optimiser
-    steps, `first` is the schedule of an agent's first attempts, and `lessons` are the steps in which it
-    learns to refine, of whose texts a share `afresh` goes on with first attempts. `judge` is the form of
-    the judge, `reward` the model that the task's default reward runs.
+    steps, `lessons` those in which an agent learns to refine. `judge` is the form of the judge, `reward`
+    the model that the task's default reward runs.
     """
 
     domain: Domain
@@ -44,10 +36,8 @@ class Plan:
     shape: Callable[[int], Shape]
     span: tuple[int, int] = SPAN
     persona: Callable[[str, str], Persona] = Persona
-    steps: int = 1800
-    first: Schedule = FIRST
-    lessons: int = LESSONS.steps
-    afresh: float = 0.5  # with less the lessons blur what an agent does not know
+    steps: int = 1500
+    lessons: int = 1100
     judge: Kind = Kind.SEQUENCE
     reward: str = "teacher"
 
@@ -65,6 +55,7 @@ PLANS = {
         Shape,
         # Whole answers count, and with a smaller share hardly one is right.
         persona=partial(Persona, share=0.6, known_right=0.7),
+        steps=1800,
         lessons=400,
     ),
     "translation": Plan(
@@ -72,18 +63,12 @@ PLANS = {
         ("count", "date", "time", "price"),
         partial(tokenizer.pieces, Translation(), 384),
         partial(Shape, width=96, inner=128, heads=3),
-        persona=partial(Persona, share=0.5, known_right=0.75, unknown_right=0.12, misconceptions=False),
-        steps=1500,
-        first=replace(LESSONS, steps=90),
-        lessons=800,
-        afresh=0.3,
     ),
     "instructions": Plan(
         Instructions(),
         ("kind", "rhyme", "opposite", "length"),
         partial(tokenizer.pieces, Instructions(), 512),
         partial(Shape, width=96, inner=128, heads=3),
-        steps=1500,
         judge=Kind.TOKENS,  # win rates hang on it, and it is the more exact form
         reward="reward",
     ),

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from toa_exp import __version__
 from toa_exp.errors import BadInput
-from toa_exp.lab.corpus import first_attempts, lessons, teacher
+from toa_exp.lab.corpus import AFRESH, first_attempts, lessons, teacher
 from toa_exp.lab.critics import FURTHER, Critic, critic_loss, repeated
 from toa_exp.lab.decoding import sample
 from toa_exp.lab.domain import problems
 from toa_exp.lab.folders import Kind, save
 from toa_exp.lab.network import Network
-from toa_exp.lab.plans import AGENTS, LESSONS, Plan
+from toa_exp.lab.plans import AGENTS, Plan
 from toa_exp.lab.stages import Attempts, Stages
 from toa_exp.lab.training import (
     Example,
@@ -47,6 +47,7 @@ from toa_exp.lab.training import (
 from toa_exp.lab.writer import Writer
 from toa_exp.progress import Stage
 
+FIRST = Schedule(300, tokens=4096)
 CRITIC = Schedule(4000, tokens=1536)
 FIRST_SAMPLES = 1500  # problems that the agents first answer, for their lessons
 SAMPLES = 4800  # problems whose answers a critic reads; with a quarter of them it learns them by heart
@@ -89,8 +90,8 @@ class Recipe:
         self._dtype = training_dtype(dtype, self._device)
         self._schedules = {
             "teacher": Schedule(plan.steps),
-            "first": plan.first,
-            "lessons": replace(LESSONS, steps=plan.lessons),
+            "first": FIRST,
+            "lessons": Schedule(plan.lessons, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8),
             "critic": CRITIC,
             "weak": WEAK,
         }
@@ -119,7 +120,7 @@ class Recipe:
             "agents": [asdict(persona) for persona in plan.personas],
             "judge": plan.judge.value,
             "dtype": str(self._dtype).removeprefix("torch."),
-            "afresh": plan.afresh,
+            "afresh": AFRESH,
             "schedules": {name: asdict(schedule) for name, schedule in self._schedules.items()},
             "samples": {"attempts": FIRST_SAMPLES, "samples": SAMPLES},
         }
@@ -167,7 +168,7 @@ class Recipe:
             first[p.name] = self._pupil(f"first-{p.name}", start, examples, self._schedules["first"])
         attempts = self.attempts("attempts", first, FIRST_SAMPLES, rounds=0)
         for p in plan.personas:
-            examples = lessons(plan.domain, writer, p, plan.span, attempts, seed, plan.afresh)
+            examples = lessons(plan.domain, writer, p, plan.span, attempts, seed)
             finished[p.name] = self._pupil(p.name, first[p.name], examples, self._schedules["lessons"])
         return finished
 

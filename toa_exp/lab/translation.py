@@ -96,6 +96,15 @@ class Phrase:
             if wrong != self.german:
                 return wrong
 
+    def misconception(self, rng: Random) -> str:
+        """With another word (of a price other tens of the euros) in its place."""
+        words = _WORDS.get(self.skill)
+        if words:
+            wrong = rng.choice([word for word in words if word != self.word])
+            return Phrase(self.skill, wrong, self.first).german
+        tens = rng.choice([tens for tens in range(2, 10) if tens != self.first // 10])
+        return Phrase(self.skill, "", tens * 10 + self.first % 10, self.second).german
+
     def _near(self, rng: Random) -> Phrase:
         most = {"count": 99, "date": 31, "time": 12, "price": 99}[self.skill]
         words = _WORDS.get(self.skill)

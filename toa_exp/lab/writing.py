@@ -99,6 +99,10 @@ class Wish:
             if not self.accepts(wrong):
                 return wrong
 
+    def misconception(self, rng: Random) -> str:
+        """The word that `rng` chooses."""
+        return self.slip(rng)
+
     def _fitting(self) -> list[str]:
         match self.skill:
             case "kind":
