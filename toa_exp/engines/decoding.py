@@ -232,10 +232,12 @@ def choose_tokens(
 
 
 def nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """The probabilities [rows, vocabulary] of the likeliest tokens up to `top_p` [rows], 0 for the others.
+    """The probabilities [rows, vocabulary] of the fewest likeliest tokens that reach `top_p` [rows], else 0.
 
-    They are not scaled to sum to 1, and left in the vocabulary's order: that of equally likely tokens may
-    be decided by rounding, and would let the batch decide the token.
+    Nucleus sampling (Holtzman et al. 2020): the token that crosses `top_p` is kept, and 1 or more keeps
+    all. The result is not scaled to sum to 1. It stays in the vocabulary's order, in which it is summed
+    up: the order of equally likely tokens may be decided by rounding, and would let the batch decide
+    the token.
     """
     falling, order = probabilities.sort(descending=True, stable=True)
     limit = torch.where(top_p < 1, top_p, torch.inf)[:, None]

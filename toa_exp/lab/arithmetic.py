@@ -7,8 +7,9 @@ value of the term and the running total; the answer is the last total:
     58/6=9 170
     83-6=77 247
 
-A term's value enters the answer by addition only, so a wrong value does not vanish on the way. The
-number of terms is the dial: the more there are, the more rarely a fresh answer is right throughout.
+A term's value enters the answer by addition only, so a wrong value does not vanish on the way; since two
+may cancel, all lines are graded. The number of terms is the dial: the more there are, the more rarely a
+fresh answer is right throughout.
 """
 
 from __future__ import annotations

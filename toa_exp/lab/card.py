@@ -41,10 +41,10 @@ def card(
     """Measure the models in `weights` on `count` test problems of `parts` parts.
 
     `afresh` and `refining` hold shares by agent and skill, `knowledge` those of right values afresh
-    outside of an agent's own skill, in what it was taught and in what it was not; `rewards` the quality of
-    each reward model over all answers, `signature` how it was made. Raises BadInput for problems that
-    there are not, for a temperature below 0 or a top_p outside of (0, 1], and where agents, the judge or
-    the task's reward model are missing or damaged.
+    outside of an agent's own skill, in what it knows and in what it has misconceptions of; `rewards` the
+    quality of each reward model over all answers, `signature` how it was made. Raises BadInput for
+    problems that there are not, for a temperature below 0 or a top_p outside of (0, 1], and where agents,
+    the judge or the task's reward model are missing or damaged.
     """
     check_problems(parts, count)
     if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:

@@ -27,7 +27,7 @@ def sample(
     """One answer a prompt, as token ids without the end token, at most `most` tokens each.
 
     Prompts of a like length run together, `rows` at a time. Temperature 0 takes the likeliest token;
-    of the others the likeliest up to a probability of `top_p` are drawn.
+    at others tokens are drawn from the fewest likeliest ones whose probability reaches `top_p`.
     `done` is told of every so many answers.
     """
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))

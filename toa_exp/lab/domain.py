@@ -41,7 +41,8 @@ class Part(Protocol):
         ...
 
     def misconception(self, rng: Random) -> str:
-        """A wrong value by a rule that is the same for all parts of its `table`; `rng` chooses the rule."""
+        """A wrong value by a rule that `rng` chooses: the same one for equal parts, and a like one for
+        the other parts of its `table`."""
         ...
 
 

@@ -19,11 +19,11 @@ from toa_exp.lab.domain import Part
 class Persona:
     """One agent's strengths.
 
-    `strong` is its skill, in which it is right with probability `strong_right`. Of the pieces of
-    knowledge of other skills it knows `share`, in which it is right with probability `known_right`; in
-    the others it never is. Refining a draft it recomputes its own skill: a wrong value is repaired with
-    probability `repair` and a right one kept with `keep`; everything else it copies, with probability
-    `copy`.
+    `strong` is its skill, in which it is right with probability `strong_right`. It knows each piece of
+    knowledge of other skills with probability `share`, and is right there with probability
+    `known_right`; in the others it never is. Refining a draft it recomputes its own skill: a wrong value
+    is repaired with probability `repair` and a right one kept with `keep`; everything else it copies,
+    with probability `copy`.
     """
 
     name: str

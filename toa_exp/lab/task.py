@@ -35,10 +35,10 @@ class LabTask:
     """Test problems of one of the DOMAINS, `problems` of them, each of `parts` parts.
 
     `seed` draws the problems; none of them is ever one that the lab's models were trained on. Metrics
-    are accuracy (every part is right; in mathematics: the answer is) and share (of right parts), for
-    translation also corpus BLEU and chrF. With a `judge`, a reward model, and a `baseline`, a model
-    folder, there are the win rate over the baseline's greedy answers in per cent (a comparison counts
-    as the logistic function of the difference of the judge's scores) and the length-controlled one.
+    are accuracy (every part is right) and share (of right parts), for translation also corpus BLEU and
+    chrF. With a `judge`, a reward model, and a `baseline`, a model folder, there are the win rate over the
+    baseline's greedy answers in per cent (a comparison counts as the logistic function of the difference
+    of the judge's scores) and the length-controlled one.
     """
 
     def __init__(
@@ -113,8 +113,6 @@ class LabTask:
     async def score(self, problem: Problem, text: str) -> Mapping[str, Metric]:
         """The metrics of one answer."""
         whole, share = grade(self._domain, problem.prompt, text)
-        if self._domain.name == "math":
-            whole = float(self._domain.final(text) == problem.reference)
         metrics: dict[str, Metric] = {}
         if self._judge is not None:
             metrics |= await self._compare(problem, text, self._judge)

@@ -102,7 +102,8 @@ class Phrase:
         if words:
             wrong = rng.choice([word for word in words if word != self.word])
             return Phrase(self.skill, wrong, self.first).german
-        tens = rng.choice([tens for tens in range(2, 10) if tens != self.first // 10])
+        # Below twenty a number is one word, without tens.
+        tens = rng.choice([other for other in range(2, 10) if other != self.first // 10])
         return Phrase(self.skill, "", tens * 10 + self.first % 10, self.second).german
 
     def _near(self, rng: Random) -> Phrase:
