@@ -59,6 +59,19 @@ def test_an_ensemble_may_choose_engine_and_reward_and_the_command_line_wins():
     assert config.engine._target_.endswith("Replay") and config.reward._target_.endswith("Verifier")
 
 
+@pytest.mark.parametrize("choice", [c for g, c in CHOICES if g == "experiment"])
+def test_what_an_experiment_sets_is_set_and_the_command_line_wins(choice):
+    said = OmegaConf.load(CONF / "experiment" / f"{choice}.yaml")
+    own = {
+        key: said[key]
+        for key in said
+        if key not in ("defaults", "hydra") and not OmegaConf.is_dict(said[key])
+    }
+    config = compose(f"experiment={choice}")
+    assert {key: config[key] for key in own} == own
+    assert compose(f"experiment={choice}", "concurrency=3").concurrency == 3
+
+
 def test_the_folder_in_front_of_the_repository_is_the_one_that_ships():
     link = Path(__file__).parents[1] / "conf"
     if not link.exists():
