@@ -58,7 +58,9 @@ def test_a_sweep_of_two_cells(name, tmp_path):
         folder = tmp_path / "results" / "default" / "simulated" / "simulated" / method / "seed=0"
         with (folder / "curve.csv").open() as file:
             assert [row["problems"] for row in csv.DictReader(file)] == ["4"]
-    failing = cli(*sweep, "method=random", "seed=5", "engine=replay,simulator", cwd=tmp_path)
+    # A store each: in a shared one the cell that only replays may find what the other has drawn by then.
+    apart = "store.path=${results}/${engine._target_}.sqlite"
+    failing = cli(*sweep, "method=random", "seed=5", "engine=replay,simulator", apart, cwd=tmp_path)
     assert failing.returncode == 1 and "4 of 4 problems have no answer" in failing.stderr
     assert "Traceback" not in failing.stderr
     root = tmp_path / "results" / "default" / "simulated" / "simulated"
