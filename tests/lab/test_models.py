@@ -224,7 +224,7 @@ def test_judge_and_baseline_give_win_rates() -> None:
         metrics = asyncio.run(_metrics(judged_task(), texts))
         rates.append(sum(float(m["win_rate"]) for m in metrics.values()) / len(metrics))  # type: ignore[arg-type]
     assert rates[0] > 50.0 > rates[1] + 10.0
-    assert {"judge", "baseline"} <= set(judged_task().fingerprint())
+    assert {"judge", "baseline", "right"} <= set(judged_task().fingerprint())
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])

@@ -51,7 +51,8 @@ def test_a_misconception_is_wrong(task: str) -> None:
     domain = PLANS[task].domain
     for text in islice(problems(domain, "here", 8, test=True), 50):
         for number, part in enumerate(domain.parse(text)):
-            assert not part.accepts(part.misconception(Random(number)))
+            wrong = part.misconception(Random(number))
+            assert not part.accepts(wrong) and wrong == part.misconception(Random(number))
 
 
 def test_mistakes_in_what_it_knows_vary() -> None:
@@ -88,6 +89,8 @@ def test_no_agent_knows_everything_and_somebody_is_strong_in_each_skill(task: st
     for persona in personas:
         known = sum(persona.knows(part.table) for part in parts) / len(parts)
         assert 0.4 < known < 0.8
+        for skill in {part.table[0] for part in parts} - {persona.strong}:
+            assert {persona.knows(part.table) for part in parts if part.table[0] == skill} == {True, False}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerFast
@@ -14,11 +14,14 @@ from toa_exp.lab.domain import SPAN, Domain
 from toa_exp.lab.folders import Kind
 from toa_exp.lab.network import Shape
 from toa_exp.lab.personas import Persona
+from toa_exp.lab.training import Schedule
 from toa_exp.lab.translation import Translation
 from toa_exp.lab.writing import Instructions
 
 AGENTS = ("ada", "ben", "cleo", "dan")
 """The agents of every task."""
+
+LESSONS = Schedule(1100, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Plan:
     """A task: `strengths` are the agents' skills, in their order, and `persona` makes an agent of each.
 
     Training problems have `span` parts, from the fewest to the most; `steps` are the teacher's optimiser
-    steps, `lessons` those in which an agent learns to refine. `judge` is the form of the judge, `reward`
+    steps, `lessons` is how an agent learns to refine. `judge` is the form of the judge, `reward`
     the model that the task's default reward runs.
     """
 
@@ -37,7 +40,7 @@ class Plan:
     span: tuple[int, int] = SPAN
     persona: Callable[[str, str], Persona] = Persona
     steps: int = 1500
-    lessons: int = 1100
+    lessons: Schedule = LESSONS
     judge: Kind = Kind.SEQUENCE
     reward: str = "teacher"
 
@@ -56,7 +59,7 @@ PLANS = {
         # Whole answers count, and with a smaller share hardly one is right.
         persona=partial(Persona, share=0.6, known_right=0.7),
         steps=1800,
-        lessons=400,
+        lessons=replace(LESSONS, steps=400),
     ),
     "translation": Plan(
         Translation(),

@@ -48,7 +48,6 @@ from toa_exp.lab.writer import Writer
 from toa_exp.progress import Stage
 
 FIRST = Schedule(300, tokens=4096)
-LESSONS = Schedule(1100, tokens=4096, matrix_rate=0.01, other_rate=1e-3, decay=0.8)  # steps: the plan's
 CRITIC = Schedule(4000, tokens=1536)
 FIRST_SAMPLES = 1500  # problems that the agents first answer, for their lessons
 SAMPLES = 4800  # problems whose answers a critic reads; with a quarter of them it learns them by heart
@@ -92,7 +91,7 @@ class Recipe:
         self._schedules = {
             "teacher": Schedule(plan.steps),
             "first": FIRST,
-            "lessons": replace(LESSONS, steps=plan.lessons),
+            "lessons": plan.lessons,
             "critic": CRITIC,
             "weak": WEAK,
         }

@@ -121,8 +121,8 @@ class LabTask:
         return {**metrics, "accuracy": whole, "share": share}
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """Domain, judge and baseline."""
-        fingerprint: dict[str, Any] = {"lab": self._domain.name}
+        """Domain, what counts as right, judge and baseline."""
+        fingerprint: dict[str, Any] = {"lab": self._domain.name, "right": "every part"}
         if self._judge is not None and self._baseline is not None:
             fingerprint["judge"] = dict(self._judge.fingerprint())
             fingerprint["baseline"] = folder_digest(Path(self._baseline))
