@@ -87,9 +87,10 @@ def run(problems: int, options: argparse.Namespace) -> Measured:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
-            process.send_signal(signal.SIGSTOP)  # two threads of one core would slow each other down
+            # Not `process.send_signal`: that collects a process that has ended, and `wait4` has none left.
+            os.kill(process.pid, signal.SIGSTOP)  # two threads of one core would slow each other down
             turns.append(reference())
-            process.send_signal(signal.SIGCONT)
+            os.kill(process.pid, signal.SIGCONT)
             time.sleep(PAUSE)
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
