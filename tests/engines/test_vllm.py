@@ -254,8 +254,8 @@ def _count(store: Path) -> int:
         database.close()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of vLLM's own server with ada."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -269,7 +269,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         "--served-model-name", "ada", "--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1",
         "--port", str(port), "--max-num-batched-tokens", "65536", "--no-enable-chunked-prefill",
     ]  # fmt: skip
-    log = tmp_path / "server.log"
+    log = tmp_path_factory.mktemp("server") / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output,
@@ -290,9 +290,9 @@ def server(tmp_path: Path) -> Iterator[str]:
         process.wait(60)
 
 
-def test_a_server_gives_the_same_texts_to_the_openai_engine(loop, server):
+def served(loop: Loop, server: str, draws: Sequence[Draw]) -> list[Sample]:
+    """The samples that the server gives to engine=openai."""
     member = Agent("ada", "ada", None, loop.agents["ada"].sampling, architecture={})
-    draws = [draw(text, i) for i in range(2) for text in PROBLEMS]
 
     async def ask() -> list[Sample]:
         engine = OpenAI({"ada": member}, base_url=server)
@@ -301,6 +301,22 @@ def test_a_server_gives_the_same_texts_to_the_openai_engine(loop, server):
         finally:
             await engine.close()
 
-    theirs, ours = loop.run(ask()), loop.samples(draws)
+    return loop.run(ask())
+
+
+def test_a_server_gives_the_same_texts_to_the_openai_engine(loop, server):
+    draws = [draw(text, i) for i in range(2) for text in PROBLEMS]
+    theirs, ours = served(loop, server, draws), loop.samples(draws)
     assert texts(theirs) == texts(ours)
+    assert [sample.usage for sample in theirs] == [sample.usage for sample in ours]
+
+
+def test_a_servers_window_bounds_prompt_and_answer_as_in_process(loop, server):
+    around = loop.samples([draw("")])[0].usage.prompt_tokens
+    lengths = [1024 - around - room for room in (120, 3, 1, 0)] + [1024, 4096]
+    draws = [draw("1" * length) for length in lengths]
+    theirs, ours = served(loop, server, draws), loop.samples(draws)
+    assert texts(theirs) == texts(ours)
+    assert [sample.failure for sample in theirs] == [None] * 3 + ["context_window"] * 3
+    assert [sample.failure for sample in ours] == [sample.failure for sample in theirs]
     assert [sample.usage for sample in theirs] == [sample.usage for sample in ours]

@@ -2,9 +2,11 @@
 
 A search waits for a reply before it decides on, so an engine is busy only as far as other problems
 fill the gap. Each run of a method over Q problems is recorded, and the same draws are then handed to
-the same engine all at once; the result is the rate of the run over that rate (1 is saturated). Samples
+the engine all at once; the result is the rate of the run over that rate (1 is saturated). The engine is
+started anew for that: one that has read these prompts before has them in its prefix cache. Samples
 are scored by a hash, so that the engine is all that takes time. Every engine works on as many requests
-at once, `--places`, shared out evenly among the agents where each has a model of its own.
+at once, `--places`, shared out evenly among the agents where each has a model of its own. With
+`--rounds` the two are measured in turn, since a machine's speed changes; the median is printed last.
 
 Engines: `fake`, a server process on loopback with log-normal times, which the request alone decides;
 `transformers`, the lab's models in this process; `vllm`, the same by engine=vllm; `openai`, a server
@@ -20,12 +22,13 @@ import asyncio
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,12 +158,20 @@ async def at_once(engine: Engine, draws: list[Draw]) -> tuple[float, float]:
 
 
 async def measure(config: DictConfig, folder: Path) -> tuple[list[Draw], dict[str, tuple[float, float]]]:
-    """Draws, and what the search and all of them at once took, on one engine that is warm."""
+    """Draws, and what the search and all of them at once took, on an engine each that is warm."""
+    async with warm(config) as job:
+        draws, searched = await search(job, folder)
+    async with warm(config) as job:
+        return draws, {"search": searched, "at once": await at_once(job.engine, draws)}
+
+
+@asynccontextmanager
+async def warm(config: DictConfig) -> AsyncIterator[Job]:
+    """A job whose engine has its models loaded, and has read the first prompt alone."""
     job = replace(assemble(config, []), reward=Hash())
     try:
         await asyncio.gather(*(job.engine.sample(draw) for draw in warm_up(job)))
-        draws, searched = await search(job, folder)
-        return draws, {"search": searched, "at once": await at_once(job.engine, draws)}
+        yield job
     finally:
         await job.engine.close()
 
@@ -184,6 +195,7 @@ def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> No
         for method in options.methods:
             cell = Cell(method, problems)
             config = compose(given(options, engine, url, questions, cell))
+            saturations = []
             for _ in range(options.rounds):
                 draws, took = asyncio.run(measure(config, folder))
                 row: dict[str, Any] = {"engine": engine, "method": method, "problems": problems}
@@ -196,6 +208,11 @@ def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> No
                     if options.others:
                         rate = len(draws) / took["at once"][0]
                         row |= others(config, url, cell, options.samples, rate)
+                print(json.dumps(row), flush=True)
+                saturations.append(row["saturation"])
+            if options.rounds > 1:
+                row = {"engine": engine, "method": method, "problems": problems}
+                row |= {"rounds": options.rounds, "median_saturation": statistics.median(saturations)}
                 print(json.dumps(row), flush=True)
 
 
