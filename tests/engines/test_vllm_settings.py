@@ -176,7 +176,7 @@ def test_without_vllm_the_first_draw_says_how_to_install_it(folder):
         finally:
             await made.close()
 
-    with pytest.raises(BadInput, match=r"pip install 'toa-exp\[vllm\]'"):
+    with pytest.raises(BadInput, match=r"pip install -e '\.\[vllm\]'"):
         asyncio.run(ask())
 
 

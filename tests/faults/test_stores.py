@@ -54,7 +54,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def server(request):
     """A server that the test may kill."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'toa-exp[postgresql]'")
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -e '.[postgresql]'")
     import postgres
 
     bin = postgres.binaries()

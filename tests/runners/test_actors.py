@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError, WorkerCrashedError  # noqa: E402
 

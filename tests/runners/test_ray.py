@@ -39,7 +39,7 @@ RESULTS = Path("results/default/simulated/simulated/toa/seed=0")
 @pytest.fixture
 def cluster():
     """Two nodes for the work, and a head that does none."""
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     from ray.cluster_utils import Cluster
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -97,7 +97,7 @@ def test_an_actor_and_a_node_may_die(cluster, request, tmp_path, kind):
 
 
 def test_models_as_actors(tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     run = [
         "run", "task=lab_math", "ensemble=lab", "~ensemble.agents.cleo", "~ensemble.agents.dan",
         "task.problems=6", "budget.samples=[4]", "method=toa", "tracking.mode=disabled",
@@ -135,14 +135,14 @@ def test_models_as_actors(tmp_path):
     ],
 )
 def test_bad_input(options, message, tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     result = cli(*RUN, "runner=ray", *options, cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr, result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_a_cluster_whose_token_is_not_here_is_told(tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'toa-exp[ray]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     environment |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
     with socket.create_server(("127.0.0.1", 0)) as listening:

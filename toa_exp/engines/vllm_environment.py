@@ -39,7 +39,7 @@ def check_vllm() -> None:
     except (ImportError, OSError) as error:
         raise BadInput(
             f"vllm cannot be imported ({error}); install it for the torch that is here, in an environment "
-            f"of its own: pip install 'toa-exp[vllm]'"
+            f"of its own: pip install -e '.[vllm]' in the folder of toa-exp"
         ) from error
 
 
