@@ -212,7 +212,10 @@ def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> No
                 saturations.append(row["saturation"])
             if options.rounds > 1:
                 row = {"engine": engine, "method": method, "problems": problems}
-                row |= {"rounds": options.rounds, "median_saturation": statistics.median(saturations)}
+                row |= {
+                    "rounds": options.rounds,
+                    "median_saturation": round(statistics.median(saturations), 3),
+                }
                 print(json.dumps(row), flush=True)
 
 
