@@ -86,7 +86,7 @@ class VllmClassifier:
     def models(self) -> list[Model]:
         """What has to be placed."""
         source = self._source
-        return [self._settings.model(self._seat, source.model, source.revision, _NAME, pooling=True)]
+        return [self._settings.model(self._seat, source.model, source.revision, _NAME)]
 
     def fingerprint(self) -> Mapping[str, Any]:
         """That of the classifier; and the quantisation, where there is one of vLLM's."""
