@@ -170,3 +170,13 @@ def test_changes_that_are_told_make_all_models_fit(seed):
                 )
             )  # fmt: skip
         assert len(plan(changed, there).seats) == len(models)
+
+
+def test_gpus_without_a_model_are_named_with_what_would_use_them():
+    made = planned(cards(8, 80), "ensemble=small4", "engine=vllm", "reward=armorm")
+    last = made.table().splitlines()[-1]
+    assert last.startswith("GPUs without a model: 5, 6, 7; ")
+    proposed = shlex.split(last.replace("<agent>", "qwen2-7b").partition("use them, ")[2])
+    place = build(compose(*proposed).runner, "runner")
+    assert place.agent_share("qwen2-7b").replicas == 2 and place.agent_share("mistral-7b").num_gpus == 1
+    assert "without" not in planned(cards(2, 80), "ensemble=small4", "engine=vllm").table()

@@ -51,6 +51,7 @@ def engine(*agents: Agent, **settings: object) -> Vllm:
         ({"arguments": {"model": "another"}}, "use the agent's model"),
         ({"arguments": "--kv-cache-dtype fp8"}, "is no mapping"),
         ({"arguments": {"trust_remote_code": True}}, "never run"),
+        ({"arguments": {"data_parallel_size": 2}}, r"runner=ray .*replicas: 2"),
         ({"max_model_len": "long"}, "expected int or null"),
     ],
 )

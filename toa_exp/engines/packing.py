@@ -8,6 +8,7 @@ from dataclasses import dataclass
 GIB = 2**30
 _OVERHEAD = 2 * GIB  # CUDA context, activations and graphs of an engine; what vLLM takes for a model of 8B
 _ASLEEP = GIB  # what a sleeping engine keeps: its CUDA context and graphs
+_IDLE = "more replicas use them, runner=ray runner.agent.num_gpus=1 'runner.agents={<agent>: {replicas: 2}}'"
 _READ = 8192  # tokens that a model without a cache reads at once, more where a text may be longer
 
 
@@ -98,7 +99,7 @@ class Plan:
         return next((stage for stage in self.stages if name in stage.names), None)
 
     def table(self) -> str:
-        """The plan as text: a line a model."""
+        """The plan as text: a line a model, and which GPUs have none."""
         lines = [["model", "GPU", "weights GiB", "KV cache GiB", "share", ""]]
         for seat in self.seats.values():
             stage = self.turns(seat.model.name)
@@ -117,6 +118,9 @@ class Plan:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
+        taken = {index for seat in self.seats.values() for index in seat.gpus}
+        if idle := [str(gpu.index) for gpu in self.gpus if gpu.index not in taken]:
+            said.append(f"GPUs without a model: {', '.join(idle)}; {_IDLE}")
         return "\n".join(said)
 
 

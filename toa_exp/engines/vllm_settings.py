@@ -26,6 +26,7 @@ _OWN = {
     "quantization": "options.quantization",
     "max_model_len": "options.max_model_len",
     "tensor_parallel_size": "options.tensor_parallel_size",
+    "data_parallel_size": "runner=ray runner.agent.num_gpus=1 'runner.agents={<agent>: {replicas: 2}}'",
     "gpu_memory_utilization": "options.gpu_memory_utilization",
     "max_num_seqs": "options.max_num_seqs",
     "enable_prefix_caching": "options.prefix_caching",
