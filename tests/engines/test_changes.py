@@ -11,11 +11,12 @@ from toa_exp import labels
 from toa_exp.app import CONF
 from toa_exp.build import build, plain
 from toa_exp.engines import sizes
+from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import GIB, Gpu, Model, Plan
 from toa_exp.engines.placement import plan
 from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput
-from toa_exp.job import engine_of, share_gpus
+from toa_exp.job import assemble, engine_of, share_gpus
 from toa_exp.rewards import model as reward_models
 
 # Parameters in billions and window in tokens, as their model cards and config.json have them.
@@ -180,3 +181,40 @@ def test_gpus_without_a_model_are_named_with_what_would_use_them():
     place = build(compose(*proposed).runner, "runner")
     assert place.agent_share("qwen2-7b").replicas == 2 and place.agent_share("mistral-7b").num_gpus == 1
     assert "without" not in planned(cards(2, 80), "ensemble=small4", "engine=vllm").table()
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "overrides", "places"),
+    [
+        (64, [], 1024),
+        (64, ["engine.max_num_seqs=16"], None),
+        (64, ["engine.residents=1", "engine.gpus=[0]", "engine.max_model_len=8192"], 256),
+        (1024, [], None),
+        (None, [], None),
+    ],
+)
+def test_too_few_open_problems_for_the_engines_are_told(caplog, concurrency, overrides, places):
+    config = compose("ensemble=small4", "engine=vllm", *overrides)
+    engine = engine_of(config, agents_of(plain(config.ensemble)))
+    engine.ground.concurrency = concurrency
+    for _ in range(2):
+        engine.ground.plan(lambda: cards(8, 80))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == (places is not None)
+    if places is not None:
+        assert f"concurrency={concurrency} " in warned[0] and f"concurrency={places} " in warned[0]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_open_problems_are_counted_where_there_are_more(questions, more):
+    given = ["ensemble=small4", "engine=vllm", "task=jsonl", f"task.path={questions}", "reward=verifier"]
+    job = assemble(compose(*given, f"concurrency={12 - more}"), [])
+    job.check_concurrency()
+    assert job.ground.concurrency == (11 if more else None)
+
+
+def test_without_gpus_nobody_is_told_how_many_problems_to_open(caplog):
+    ground = Ground()
+    ground.concurrency = 1
+    ground.add(lambda: [Model("a", GIB, places=256)])
+    assert ground.plan(lambda: []) is None and not caplog.records
