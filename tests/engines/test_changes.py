@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 from random import Random
 
 import hydra
@@ -18,6 +19,7 @@ from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput
 from toa_exp.job import assemble, engine_of, share_gpus
 from toa_exp.rewards import model as reward_models
+from toa_exp.runners.placement import check
 
 # Parameters in billions and window in tokens, as their model cards and config.json have them.
 PUBLISHED = {
@@ -35,6 +37,7 @@ PUBLISHED = {
     "a/classifier-of-1B": (1.0, 8192),
 }
 SETTINGS = ["tensor_parallel_size", "max_model_len", "quantization", "device"]
+DOCS = Path(__file__).parents[2] / "docs/engines.md"
 
 
 def compose(*overrides: str):
@@ -218,3 +221,49 @@ def test_without_gpus_nobody_is_told_how_many_problems_to_open(caplog):
     ground.concurrency = 1
     ground.add(lambda: [Model("a", GIB, places=256)])
     assert ground.plan(lambda: []) is None and not caplog.records
+
+
+def recipe(ensemble: str, *further: str) -> list[str]:
+    """The overrides of the command in the documentation that has these."""
+    if not DOCS.is_file():
+        pytest.skip("not in a checkout")
+    text = DOCS.read_text().partition("### One card, or a node of eight")[2].partition("\n## ")[0]
+    commands = [
+        shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"```sh\n(.*?)```", text, re.S)
+    ]
+    [found] = [words for words in commands if {f"ensemble={ensemble}", *further} <= set(words)]
+    return found[2:]
+
+
+def test_the_recipe_for_one_card_fits():
+    overrides = recipe("small4", "reward.device=cpu")
+    made = planned(cards(1, 23.5), *overrides)
+    [stage] = made.stages
+    assert set(made.seats) == set(stage.names) and stage.awake == 1
+    assert min(seat.cache // seat.model.cache for seat in made.seats.values()) > 2 * 8192
+    assert compose(*overrides).concurrency == 256
+    agents = [override for override in overrides if not override.startswith("reward")]
+    smaller = planned(cards(1, 23.5), *agents, "reward=classifier", "reward.model=a/classifier-of-1B")
+    assert smaller.seats["reward"].gpus == (0,)
+
+
+def test_the_recipe_for_a_node_of_eight_fits():
+    made = planned(cards(8, 79), *recipe("large4"))
+    assert len(made.seats) == 5 and made.stages[0].awake == 1
+    assert all(len(seat.gpus) == 8 for name, seat in made.seats.items() if name != "reward")
+    asleep = sum(seat.model.weights for name, seat in made.seats.items() if name != "reward")
+    assert asleep / GIB == pytest.approx(760, abs=5)
+
+
+def test_the_recipe_for_replicas_takes_all_of_a_node_of_eight():
+    config = compose(*recipe("small4", "runner=ray"))
+    place = build(config.runner, "runner")
+    shares = [(name, place.agent_share(name)) for name in config.ensemble.agents]
+    shares.append(("reward", place.reward_share))
+    assert sum(share.replicas * share.num_gpus for _, share in shares) == 8
+    check([{"GPU": 8, "CPU": 64}], [("worker", place.worker), *shares])
+    assert config.runner.workers * min(config.runner.shard, config.concurrency) >= 805
+    for name in config.ensemble.agents:
+        agents = agents_of(plain(config.ensemble))
+        engine = engine_of(config, {name: agents[name]})
+        assert engine.ground.plan(lambda: cards(1, 80)) is not None
