@@ -38,7 +38,7 @@ REPLAY = "toa_exp.engines.replay.Replay"
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a configuration describes; `place` is where it runs."""
+    """Everything that a configuration describes; `place` is where it runs, on the GPUs of `ground`."""
 
     task: Task
     engine: Engine
@@ -49,6 +49,7 @@ class Job:
     accountant: Accountant
     store: str
     place: Local
+    ground: Ground | None
     warm_up: WarmUp | None
     config: DictConfig
     overrides: list[str]
@@ -70,6 +71,11 @@ class Job:
     def pools(self) -> dict[str, str]:
         """The import paths of the task's pooled metrics by name; see metrics/pooled.py."""
         return dict(getattr(self.task, "pools", {}))
+
+    def check_concurrency(self) -> None:
+        """Have the plan for the GPUs warn where too few of the problems are open for its engines."""
+        if self.ground is not None and self.problems > self.config.concurrency:
+            self.ground.concurrency = self.config.concurrency
 
     def runner(self, sampler: Sampler) -> Runner:
         """The runner of this job over a sampler of its own."""
@@ -119,7 +125,7 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
     method = build_function(config.method, "method", keys)
     reward = place.reward(config, task)
     engine = place.engine(config, agents)
-    share_gpus([*getattr(engine, "engines", [engine]), reward])
+    ground = share_gpus([*getattr(engine, "engines", [engine]), reward])
     tau = method.keywords.get("tau")
     check_tau(tau, reward)
     return Job(
@@ -137,6 +143,7 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
         ),
         store=config.store.path,
         place=place,
+        ground=ground,
         warm_up=warm_up_of(reward, task, plain(config.warm_up) if config.get("warm_up") else None, tau),
         config=config,
         overrides=overrides,

@@ -22,7 +22,7 @@ def gpus(*sizes: float, used: float = 0.0) -> list[Gpu]:
 
 
 def model(name: str, weights: float, tokens: int = 8192, **fields: object) -> Model:
-    given = {"heads": 32, "settings": "options", **fields}
+    given = {"heads": 32, "settings": (("++ensemble", "agents", name, "options"),), **fields}
     return Model(name, int(weights * GIB), KV, tokens, **given)
 
 
@@ -152,12 +152,13 @@ def test_turns_are_taken_on_every_gpu_apart():
         ([model("big", 28)], gpus(24), ["options.quantization=fp8"]),
         ([model("big", 50, quantised=True)], gpus(24), ["a GPU of 59 GiB or more for big alone"]),
         ([model("big", 10), reward(14)], gpus(24), ["1 more GPU of 24 GiB"]),
-        ([model("part", 3, share=0.95)], gpus(24), ["leave out its options.gpu_memory_utilization"]),
+        ([model("part", 3, share=0.95)], gpus(24), ["options.gpu_memory_utilization=null;"]),
         ([model("odd", 45, heads=14)], gpus(24, 24, 24, 24, 24, 24, 24), ["tensor_parallel_size=7;"]),
+        ([model("few", 45, heads=12, pairs=4)], gpus(*[24] * 7), ["tensor_parallel_size=4;"]),
         ([reward(28)], gpus(24), ["a GPU of 33 GiB or more for reward alone"]),
         ([reward(14, device="reward.device"), model("a", 15)], gpus(24), ["reward.device=cpu"]),
         (
-            [reward(28, settings="reward", heads=32)],
+            [reward(28, settings=(("reward",),), heads=32)],
             gpus(24, 24),
             ["reward.tensor_parallel_size=2;", "reward.quantization=fp8"],
         ),

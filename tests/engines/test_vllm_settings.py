@@ -14,12 +14,13 @@ from tiny_models import causal_model, classifier_model
 
 from toa_exp.core import Problem, Request
 from toa_exp.draws import Draw
+from toa_exp.engines import gpus
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent, agents_of
-from toa_exp.errors import BadInput
+from toa_exp.errors import BadInput, Unavailable
 from toa_exp.job import _decided, share_gpus
 from toa_exp.rewards.classifier import Classifier
 from toa_exp.rewards.vllm_classifier import VllmClassifier
@@ -50,6 +51,7 @@ def engine(*agents: Agent, **settings: object) -> Vllm:
         ({"arguments": {"model": "another"}}, "use the agent's model"),
         ({"arguments": "--kv-cache-dtype fp8"}, "is no mapping"),
         ({"arguments": {"trust_remote_code": True}}, "never run"),
+        ({"arguments": {"data_parallel_size": 2}}, r"runner=ray .*replicas: 2"),
         ({"max_model_len": "long"}, "expected int or null"),
     ],
 )
@@ -137,8 +139,8 @@ def test_agents_and_reward_are_placed_together(folder, tmp_path):
     reward = Classifier(model=str(classifier_model(tmp_path / "reward")))
     here, there = engine(agent(folder, "ash")), engine(agent(folder, "oak"))
     share_gpus([here, there, reward])
-    gpus = [Gpu(0, "a GPU", 24 * GIB, 24 * GIB), Gpu(1, "a GPU", 24 * GIB, 24 * GIB)]
-    made = here.ground.plan(lambda: gpus)
+    cards = [Gpu(0, "a GPU", 24 * GIB, 24 * GIB), Gpu(1, "a GPU", 24 * GIB, 24 * GIB)]
+    made = here.ground.plan(lambda: cards)
     assert made is not None and set(made.seats) == {"ash", "oak", "reward"}
     assert there.ground is here.ground
     with pytest.raises(BadInput, match="must agree"):
@@ -162,6 +164,28 @@ def test_the_reward_of_vllm_is_that_of_the_classifier(tmp_path):
     assert not wanted.sleeps
     with pytest.raises(BadInput, match="no folder"):
         VllmClassifier(model=str(tmp_path / "nothing"))
+
+
+def test_a_reward_that_found_no_gpus_looks_again(tmp_path, monkeypatch):
+    made = VllmClassifier(model=str(classifier_model(tmp_path)))
+    asked = []
+
+    def unanswered() -> list[Gpu]:
+        asked.append(None)
+        raise Unavailable(f"the GPUs cannot be asked, time {len(asked)}")
+
+    monkeypatch.setattr(gpus, "visible_gpus", unanswered)
+
+    async def ask() -> None:
+        try:
+            for time in (1, 2):
+                with pytest.raises(Unavailable, match=f"time {time}"):
+                    await made.score(Problem("p", "Hello"), "a text")
+        finally:
+            await made.close()
+
+    asyncio.run(ask())
+    assert len(asked) == 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

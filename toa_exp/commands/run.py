@@ -48,6 +48,7 @@ def _run(config: DictConfig) -> None:
     folder = Path(hydra.runtime.output_dir)
     job = assemble(config, list(hydra.overrides.task))
     log.info("%d problems", job.problems)
+    job.check_concurrency()
     record = records.record(config, hydra.runtime.choices, names, job.content, job.pools)
     busy = (
         f"another process is running in {folder}; wait for it, or name this run apart with experiment=<name>"

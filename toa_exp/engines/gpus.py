@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tqdm import tqdm
 
-from toa_exp.engines.packing import Gpu, Model, Plan
+from toa_exp.engines.packing import Gpu, Model, Plan, Stage
 from toa_exp.engines.placement import plan
 from toa_exp.errors import BadInput, Unavailable
 
@@ -54,12 +54,15 @@ class Ground:
     `gpus` is "auto" for all that are visible, or the indices of some of these. Of each the fraction
     `utilization` is used. `residents` models of a GPU are in memory at once, None for as many as fit.
     Those who want a place are added; the plan is made, and printed, when the first of them loads.
+    `concurrency` is how many problems are open at a time, None where these are all there are: that
+    they keep the models busy is looked at then.
     """
 
     def __init__(
         self, gpus: str | Sequence[int] = "auto", utilization: float = 0.9, residents: int | None = None
     ) -> None:
         self.terms = (gpus, utilization, residents)
+        self.concurrency: int | None = None
         self._wanted: list[Callable[[], Sequence[Model]]] = []
         self._locks: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -93,6 +96,7 @@ class Ground:
                     said = f"plan for {len(chosen)} GPUs ({chosen[0].name}):\n{self._made.table()}"
                     log.info("%s", said)
                     tqdm.write(said, file=sys.stderr)  # above a bar; logs of this level are in the file only
+                    self._check_concurrency(self._made)
                 self._settled = True
             return self._made
 
@@ -105,6 +109,21 @@ class Ground:
             for lock in locks:
                 held.enter_context(lock)
             yield
+
+    def _check_concurrency(self, plan: Plan) -> None:
+        """Warn where the models that are awake can decode more draws at once than problems are open."""
+        alone = [Stage((name,), 1) for name in plan.seats if plan.turns(name) is None]
+        places = 0
+        for stage in [*plan.stages, *alone]:
+            places += sum(sorted(plan.seats[name].model.places for name in stage.names)[-stage.awake :])
+        if self.concurrency is not None and self.concurrency < places:
+            log.warning(
+                "the GPUs may be short of work: the engines decode up to %d draws at once, most searches ask "
+                "for about one at a time, and concurrency=%d of them are open; give concurrency=%d or more",
+                places,
+                self.concurrency,
+                places,
+            )
 
     def _chosen(self, gpus: Sequence[Gpu]) -> list[Gpu]:
         wanted = self.terms[0]

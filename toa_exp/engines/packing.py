@@ -8,6 +8,8 @@ from dataclasses import dataclass
 GIB = 2**30
 _OVERHEAD = 2 * GIB  # CUDA context, activations and graphs of an engine; what vLLM takes for a model of 8B
 _ASLEEP = GIB  # what a sleeping engine keeps: its CUDA context and graphs
+_IDLE = "more replicas use them, runner=ray runner.agent.num_gpus=1 'runner.agents={<agent>: {replicas: 2}}'"
+_READ = 8192  # tokens that a model without a cache reads at once, more where a text may be longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,18 +27,23 @@ class Model:
     """A model that needs a place, an agent's or a reward model.
 
     `weights` and `overhead` are bytes, `cache` bytes a token in the KV cache, which must hold `tokens`
-    at least. It is spread over `gpus` GPUs, of the indices `only` where they are given. `share` is the
-    fraction of each that it is to have, None for what is left. A model that `sleeps` can take turns.
+    at least; a model that only reads keeps `reads` bytes a token for as long as it does. It is spread
+    over `gpus` GPUs, of the indices `only` where they are given. `share` is the fraction of each that it
+    is to have, None for what is left. A model that `sleeps` can take turns. `places` are the draws that
+    it decodes at once.
 
     `heads` are its attention heads, of which every GPU must have as many; None: not known, or not to be
-    spread over more GPUs. `settings` is where the configuration has what vLLM is told of the model, None
-    for one that vLLM does not run, and `device` the setting that takes it off the GPUs, if there is one.
+    spread over more GPUs. Of the `pairs` of keys and values every GPU has as many too, or several have
+    one; 0: not known. `settings` are the places in the configuration, as the keys on a command line,
+    of what vLLM is told of the model: one for each agent that it serves, none for one that vLLM does not
+    run. `device` is the setting that takes it off the GPUs, if there is one.
     """
 
     name: str
     weights: int
     cache: int = 0
     tokens: int = 0
+    reads: int = 0
     gpus: int = 1
     only: tuple[int, ...] | None = None
     share: float | None = None
@@ -44,14 +51,21 @@ class Model:
     sleeps: bool = True
     quantised: bool = False
     heads: int | None = None
-    settings: str | None = None
+    pairs: int = 0
+    settings: tuple[tuple[str, ...], ...] = ()
     device: str | None = None
+    places: int = 0
+
+    @property
+    def beside(self) -> int:
+        """The bytes beside weights and KV cache that it takes of each of its GPUs."""
+        return self.overhead + self.reads * max(self.tokens, _READ)
 
     def need(self, gpu: Gpu) -> int:
         """The least bytes that it takes of each of its GPUs."""
         if self.share is not None:
             return int(self.share * gpu.total)
-        return (self.weights + self.cache * self.tokens) // self.gpus + self.overhead
+        return (self.weights + self.cache * self.tokens) // self.gpus + self.beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +99,7 @@ class Plan:
         return next((stage for stage in self.stages if name in stage.names), None)
 
     def table(self) -> str:
-        """The plan as text, a line a model."""
+        """The plan as text: a line a model, and which GPUs have none."""
         lines = [["model", "GPU", "weights GiB", "KV cache GiB", "share", ""]]
         for seat in self.seats.values():
             stage = self.turns(seat.model.name)
@@ -100,10 +114,14 @@ class Plan:
                 ]
             )
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
+        said = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
-        )
+        ]
+        taken = {index for seat in self.seats.values() for index in seat.gpus}
+        if idle := [str(gpu.index) for gpu in self.gpus if gpu.index not in taken]:
+            said.append(f"GPUs without a model: {', '.join(idle)}; {_IDLE}")
+        return "\n".join(said)
 
 
 class NoRoom(Exception):
@@ -264,7 +282,7 @@ def _stage(
 def _seated(model: Model, parts: Mapping[Gpu, int]) -> Seat:
     """A seat with `parts` bytes of each GPU; an engine takes the same fraction of all of its GPUs."""
     share = min(part / gpu.total for gpu, part in parts.items())
-    cache = sum(int(share * gpu.total) for gpu in parts) - model.gpus * model.overhead - model.weights
+    cache = sum(int(share * gpu.total) for gpu in parts) - model.gpus * model.beside - model.weights
     return Seat(model, tuple(gpu.index for gpu in parts), share, max(cache, 0) if model.cache else 0)
 
 

@@ -28,13 +28,15 @@ _INDEX = "model.safetensors.index.json"
 class Size:
     """Bytes of the weights, bytes that a token takes in the KV cache, and the most tokens of a sequence.
 
-    `heads` are the attention heads, and `quantised` says that the files have less than 16 bits.
+    `heads` are the attention heads, `pairs` those of keys and values, and `quantised` says that the files
+    have less than 16 bits.
     """
 
     weights: int
     cache: int
     window: int | None
     heads: int
+    pairs: int
     quantised: bool
 
 
@@ -69,11 +71,13 @@ def size_of(
     weights = _weights(model, revision, whose, given, loaded, quantization)
     element = 1 if cache_dtype.startswith("fp8") else BYTES[loaded]
     window = config.get("max_position_embeddings") or config.get("n_positions")
+    heads = _field(config, whose, *_HEADS)
     return Size(
         weights,
         _cache(config, whose) * element,
         None if window is None else int(window),
-        _field(config, whose, *_HEADS),
+        heads,
+        int(config.get("num_key_value_heads") or heads),
         bool(config.get("quantization_config")),
     )
 

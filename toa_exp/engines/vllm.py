@@ -107,7 +107,9 @@ class Vllm:
     def models(self) -> list[Model]:
         """What has to be placed: every model, under the name of the first agent that uses it."""
         return [
-            self._settings[name].model(name, agent.model, agent.revision, f"agent {name!r}")
+            self._settings[name].model(
+                name, agent.model, agent.revision, f"agent {name!r}", agents=self._sharing(name)
+            )
             for name, agent in self._first().items()
         ]
 
@@ -171,6 +173,10 @@ class Vllm:
     def _first(self) -> dict[str, Agent]:
         """The first agent of every model."""
         return {name: self.agents[name] for name in dict.fromkeys(self._serving.values())}
+
+    def _sharing(self, first: str) -> list[str]:
+        """The agents of the model that `first` is the first of."""
+        return [name for name, serving in self._serving.items() if serving == first]
 
     def _open(self) -> Mapping[str, Turns]:
         """Plan, and give every model its process; returns the turns of those that take them."""

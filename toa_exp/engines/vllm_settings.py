@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ _OWN = {
     "quantization": "options.quantization",
     "max_model_len": "options.max_model_len",
     "tensor_parallel_size": "options.tensor_parallel_size",
+    "data_parallel_size": "runner=ray runner.agent.num_gpus=1 'runner.agents={<agent>: {replicas: 2}}'",
     "gpu_memory_utilization": "options.gpu_memory_utilization",
     "max_num_seqs": "options.max_num_seqs",
     "enable_prefix_caching": "options.prefix_caching",
@@ -142,9 +143,15 @@ class Settings:
         return {name: value for name, value in given.items() if value is not None}
 
     def model(
-        self, name: str, model: str, revision: str | None, whose: str, *, pooling: bool = False
+        self,
+        name: str,
+        model: str,
+        revision: str | None,
+        whose: str,
+        *,
+        agents: Sequence[str] = (),
     ) -> Model:
-        """What the model takes on GPUs; `pooling` for a reward, which only reads, a batch at a time.
+        """What the model takes on GPUs, of the `agents` that share it; of none: a reward, which only reads.
 
         Raises BadInput where it cannot be spread over as many as it is to be.
         """
@@ -165,32 +172,22 @@ class Settings:
             )
         tokens = self.max_model_len or size.window or 0
         stages = int(self.arguments.get("pipeline_parallel_size", 1))
-        kept = Model(
-            name,
-            size.weights,
-            size.cache,
-            tokens,
-            gpus=parts * stages,
-            only=None if self.gpus is None else tuple(self.gpus),
-            share=self.gpu_memory_utilization,
-            quantised=size.quantised or self.quantization is not None,
-            heads=size.heads if stages == 1 else None,
-            settings=name if pooling else "options",
-        )
-        if not pooling:
-            return kept
-        batch = max(tokens, 8192) * size.cache
         return Model(
             name,
             size.weights,
-            gpus=kept.gpus,
-            only=kept.only,
-            share=kept.share,
-            overhead=kept.overhead + batch,
-            sleeps=False,
-            quantised=kept.quantised,
-            heads=kept.heads,
-            settings=kept.settings,
+            cache=size.cache if agents else 0,
+            tokens=tokens,
+            reads=0 if agents else size.cache,
+            gpus=parts * stages,
+            only=None if self.gpus is None else tuple(self.gpus),
+            share=self.gpu_memory_utilization,
+            sleeps=bool(agents),
+            quantised=size.quantised or self.quantization is not None,
+            heads=size.heads if stages == 1 else None,
+            pairs=size.pairs,
+            settings=tuple(("++ensemble", "agents", agent, "options") for agent in agents)
+            or (tuple(name.split(".")),),
+            places=self.max_num_seqs if agents else 0,
         )
 
     def engine_arguments(self, model: str, revision: str | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from toa_exp.engines.packing import Model, Plan
 from toa_exp.engines.vllm_process import Process, Recipe
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import model_config
-from toa_exp.errors import BadInput, Permanent
+from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.rewards.base import Range
 from toa_exp.rewards.classifier import chat_of, label_of
 from toa_exp.rewards.model import DECIMALS, Source, too_long
@@ -86,7 +86,7 @@ class VllmClassifier:
     def models(self) -> list[Model]:
         """What has to be placed."""
         source = self._source
-        return [self._settings.model(self._seat, source.model, source.revision, _NAME, pooling=True)]
+        return [self._settings.model(self._seat, source.model, source.revision, _NAME)]
 
     def fingerprint(self) -> Mapping[str, Any]:
         """That of the classifier; and the quantisation, where there is one of vLLM's."""
@@ -99,9 +99,7 @@ class VllmClassifier:
         """The score of one text; its tokens are all that the model read."""
         loop = asyncio.get_running_loop()
         ids = await loop.run_in_executor(self._thread, self._read, problem.prompt, text)
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open())
-        process = await asyncio.shield(self._opening)
+        process = await self._opened()
         window = min(await process.window(), self._tokenizer.model_max_length)
         if len(ids) > window:
             raise too_long(self._source.model, len(ids), window)
@@ -125,6 +123,18 @@ class VllmClassifier:
             [process] = await asyncio.gather(opening, return_exceptions=True)
             if isinstance(process, Process):
                 await process.close()
+
+    async def _opened(self) -> Process:
+        """The process; whoever asks first has its place taken."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)
+        except Unavailable:
+            if self._opening is opening:
+                self._opening = None  # the next one tries again
+            raise
 
     async def _open(self) -> Process:
         settings, source = self._settings, self._source

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from toa_exp.build import build, plain
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import Seat
+from toa_exp.engines.packing import Model, Seat
 from toa_exp.engines.transformers import Transformers
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent
@@ -187,17 +187,17 @@ def _seats(
     ground = grounds[0] if grounds else Ground(residents=len(groups))
     for other in grounds:
         ground.check(other)
-    first = [group.first for group in groups]
-    ground.add(
-        lambda: [
-            settings[agent.name].model(agent.name, agent.model, agent.revision, f"agent {agent.name!r}")
-            for agent in first
-        ]
-    )
+    ground.add(lambda: [_model(group, settings[group.first.name]) for group in groups])
     if groups and reward is not None and hasattr(reward, "join"):
         reward.join(ground)
     made = ground.plan() if groups else None
     return {} if made is None else made.seats
+
+
+def _model(group: _Group, settings: Settings) -> Model:
+    first = group.first
+    whose = f"agent {first.name!r}"
+    return settings.model(first.name, first.model, first.revision, whose, agents=list(group.agents))
 
 
 def _ground(group: _Group, residents: int) -> Ground:
