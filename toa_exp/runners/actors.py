@@ -21,6 +21,7 @@ from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import Unavailable
 from toa_exp.job import task_of
 from toa_exp.rewards.base import Reward
+from toa_exp.runners.connection import first_line
 from toa_exp.runners.local import Local
 from toa_exp.runners.settings import Settings
 from toa_exp.tasks.base import Task
@@ -220,11 +221,6 @@ def unwrapped(error: RayTaskError) -> BaseException:
     """What was raised on the other side."""
     cause = error.cause
     return cause if isinstance(cause, Exception) else error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message of Ray's, which go on for many."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _light(draw: Draw) -> Draw:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
-import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from toa_exp.aio import gather_all, in_order
 from toa_exp.core import Problem
 from toa_exp.errors import BadInput, Unavailable
 from toa_exp.job import Job
 from toa_exp.runner import Observer, write
-from toa_exp.runners.actors import Actor, Actors, first_line, unwrapped
+from toa_exp.runners.actors import Actor, Actors, unwrapped
+from toa_exp.runners.connection import cluster, first_line, machines, nodes
 from toa_exp.runners.placement import Share, check
 from toa_exp.runners.ray import Ray
 from toa_exp.runners.settings import Settings
@@ -45,7 +44,7 @@ class Spread:
         """Write a line a problem and budget to `path`, in the order of the problems."""
         job, place = self._job, self._place
         open_store(job.store).close()  # it is there and can be used
-        with _cluster(place.address), path.open("w", encoding="utf-8") as file:
+        with cluster(place.address), path.open("w", encoding="utf-8") as file:
             self._check()
             settings = Settings.of(job)
 
@@ -83,12 +82,9 @@ class Spread:
     def _check(self) -> None:
         """Raise BadInput where the cluster can never hold what is asked for."""
         job, place = self._job, self._place
-        known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        nodes = [node for node in known if node["Alive"]]
-        hosts = {node["NodeManagerAddress"] for node in nodes}
-        if len(hosts) > 1 and not is_url(job.store):
+        if (number := machines()) > 1 and not is_url(job.store):
             raise BadInput(
-                f"the Ray cluster has {len(hosts)} machines, which cannot share the file {job.store}; choose "
+                f"the Ray cluster has {number} machines, which cannot share the file {job.store}; choose "
                 f"store=postgresql store.url=postgresql://user@host:5432/database"
             )
         shares = [("a worker (runner.num_cpus)", place.worker)]
@@ -96,7 +92,7 @@ class Spread:
             (f"agent {name!r} (runner.agents.{name})", place.agent_share(name)) for name in job.engine.agents
         ]
         shares += [("the reward (runner.reward)", place.reward_share)]
-        check([node["Resources"] for node in nodes], shares)
+        check([node["Resources"] for node in nodes()], shares)
 
     @asynccontextmanager
     async def _actors(self, settings: Settings) -> AsyncIterator[Actors]:
@@ -148,35 +144,3 @@ async def _answer(method: Any) -> None:
         await method.remote()
     except RayTaskError as error:
         raise unwrapped(error) from None
-
-
-@contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Connected to a Ray cluster; raises BadInput where there is none at the address."""
-    if ray.is_initialized():  # this process is itself a worker, or its owner manages Ray
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    where = address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": where} if where else {"include_dashboard": False}
-    try:
-        _knock(where)
-        ray.init(logging_level=logging.WARNING, **options)
-    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
-        raise BadInput(
-            f"there is no Ray cluster at {where!r} that lets us in ({first_line(error)}). Start one with "
-            f"`ray start --head` and give runner.address=<host>:6379, or leave it out to use this machine "
-            f"alone. One that asks for a token is given it by RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
-            f"~/.ray/auth_token, on every machine"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str | None) -> None:
-    """Raise OSError where nobody listens at host:port; Ray would wait for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()
