@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -41,7 +40,7 @@ class Actor:
         self._ask: Callable[..., Awaitable[Any]] = self._ask_first
 
     async def ready(self) -> None:
-        """Build what is held; raises BadInput where the configuration does not fit."""
+        """Build what is held, and plan its GPUs; raises BadInput where the configuration does not fit."""
         if self._part is not None:
             return
         config, place = self._settings.enter(), Local()
@@ -52,6 +51,8 @@ class Actor:
             agents = agents_of(self._settings.config["ensemble"])
             engine = place.engine(config, {self._agent: agents[self._agent]})
             self._part, self._ask = engine, engine.sample
+        if hasattr(self._part, "ground"):
+            await asyncio.to_thread(self._part.ground.plan)  # which would be made for the first draw
 
     async def ask(self, *given: Any) -> Any:
         """The sample of a draw, or the score of a problem's text."""
@@ -185,11 +186,6 @@ class Actors:
     agents: Mapping[str, Sequence[Any]]
     reward: Sequence[Any]
     patience: float
-
-    @property
-    def all(self) -> list[Any]:
-        """Every actor."""
-        return [*itertools.chain(*self.agents.values()), *self.reward]
 
 
 class Remote(Local):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterator
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,10 +20,11 @@ from ray.exceptions import RayError, RayTaskError
 from toa_exp.aio import gather_all, in_order
 from toa_exp.core import Problem
 from toa_exp.errors import BadInput, Unavailable
-from toa_exp.job import Job
+from toa_exp.job import Job, engine_node
 from toa_exp.runner import Observer, write
 from toa_exp.runners.actors import Actor, Actors, unwrapped
 from toa_exp.runners.connection import cluster, first_line, machines, nodes
+from toa_exp.runners.models import check_gpus
 from toa_exp.runners.placement import Share, check
 from toa_exp.runners.ray import Ray
 from toa_exp.runners.settings import Settings
@@ -31,6 +35,7 @@ from toa_exp.storage import is_url, open_store
 log = logging.getLogger(__name__)
 
 _REQUESTS = 100_000  # that an actor takes at once; engines bound their batches themselves
+_WORD = 30.0  # seconds after which it is said again what Ray has not placed
 
 
 class Spread:
@@ -55,7 +60,8 @@ class Spread:
 
             async with self._actors(settings) as actors:
                 work = partial(self._solve, ray.put(settings), actors)
-                await in_order(_parts(job.task.problems(), place.shard), work, done, place.workers)
+                size = shard_size(job.problems, place.workers, place.shard)
+                await in_order(_parts(job.task.problems(), size), work, done, place.workers)
 
     async def _solve(self, settings: Any, actors: Actors, part: _Part) -> Shard:
         """What came of a shard, by as many workers as it takes."""
@@ -87,33 +93,83 @@ class Spread:
                 f"the Ray cluster has {number} machines, which cannot share the file {job.store}; choose "
                 f"store=postgresql store.url=postgresql://user@host:5432/database"
             )
-        shares = [("a worker (runner.num_cpus)", place.worker)]
-        shares += [
-            (f"agent {name!r} (runner.agents.{name})", place.agent_share(name)) for name in job.engine.agents
-        ]
-        shares += [("the reward (runner.reward)", place.reward_share)]
-        check([node["Resources"] for node in nodes()], shares)
+        resources = [node["Resources"] for node in nodes()]
+        named = {
+            f"agent {name!r} (runner.agents.{name})": (
+                place.agent_share(name),
+                engine_node(job.config, agent),
+            )
+            for name, agent in job.engine.agents.items()
+        }
+        named["the reward (runner.reward)"] = (place.reward_share, job.config.reward)
+        if any(node.get("GPU") for node in resources):
+            for what, (share, part) in named.items():
+                check_gpus(what, share, part)
+        shares = [(what, share) for what, (share, _) in named.items()]
+        check(resources, [("a worker (runner.num_cpus)", place.worker), *shares])
 
     @asynccontextmanager
     async def _actors(self, settings: Settings) -> AsyncIterator[Actors]:
         """The actors, ready to be asked; ended in the end."""
-        place = self._place
-        names = self._job.engine.agents
-        agents = {name: self._start(settings, name, place.agent_share(name)) for name in names}
-        actors = Actors(agents, self._start(settings, None, place.reward_share), place.patience)
+        place, names = self._place, list(self._job.engine.agents)
+        wanted = [(name, place.agent_share(name)) for name in names]
+        started: dict[str | None, list[Any]] = {}
+
+        def all_actors() -> list[Any]:
+            return list(itertools.chain(*started.values()))
+
         try:
-            await gather_all([_answer(actor.ready) for actor in actors.all])
-            yield actors
+            for group in largest_first([*wanted, (None, place.reward_share)]):
+                made = {name: self._start(settings, name, share) for name, share in group}
+                started |= made
+                await placed(made)
+            await gather_all([_answer(actor.ready) for actor in all_actors()])
+            yield Actors({name: started[name] for name in names}, started[None], place.patience)
             with contextlib.suppress(RayError):  # one that dies now is no loss
-                await gather_all([_answer(actor.close) for actor in actors.all])
+                await gather_all([_answer(actor.close) for actor in all_actors()])
         finally:
-            for actor in actors.all:
+            for actor in all_actors():
                 ray.kill(actor)
 
     def _start(self, settings: Settings, agent: str | None, share: Share) -> list[Any]:
         options = {**share.options(), "max_restarts": self._place.restarts, "max_concurrency": _REQUESTS}
         made = ray.remote(Actor).options(**options)
         return [made.remote(settings, agent) for _ in range(share.replicas)]
+
+
+def largest_first(
+    wanted: Sequence[tuple[str | None, Share]],
+) -> Iterator[list[tuple[str | None, Share]]]:
+    """Those of a size at once, the largest first: small ones might break up the nodes that it needs."""
+    ordered = sorted(wanted, key=lambda pair: pair[1].size, reverse=True)
+    for _, group in itertools.groupby(ordered, key=lambda pair: pair[1].size):
+        yield list(group)
+
+
+async def placed(actors: Mapping[str | None, Sequence[Any]]) -> None:
+    """Wait until Ray has placed the actors, by agent (None: the reward); names those it has not."""
+    waits = {
+        asyncio.create_task(_answer(actor.__ray_ready__)): name for name in actors for actor in actors[name]
+    }
+    pending = set(waits)
+    while pending:
+        done, pending = await asyncio.wait(pending, timeout=_WORD, return_when=asyncio.FIRST_EXCEPTION)
+        for wait in done:
+            wait.result()
+        if pending:
+            missing = Counter(
+                "the reward" if waits[one] is None else f"agent {waits[one]!r}" for one in pending
+            )
+            log.warning(
+                "waiting for Ray to place %s. What they take may be held by other jobs (`ray status`), or "
+                "split over machines",
+                ", ".join(f"{number} x {what}" for what, number in missing.items()),
+            )
+
+
+def shard_size(problems: int, workers: int, most: int) -> int:
+    """How many problems a shard has: up to `most`, and fewer where a worker would get none."""
+    return max(1, min(most, math.ceil(problems / workers)))
 
 
 class _Part(NamedTuple):
