@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +28,7 @@ from toa_exp import labels
 from toa_exp.cli import CONF, unread
 from toa_exp.errors import BadInput, ToaError, Unread, choose, missing_extra
 from toa_exp.redact import split_password
+from toa_exp.runners.launchers import check_launcher, check_store, enter_folder
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,6 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
     Returns the exit status. Raises BadInput, with what was allowed, for overrides that do not fit.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed by Hydra
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # so that methods of one's own package are found
     labels.register()
     arguments = [_without_password(part) for argument in arguments for part in _split(argument)]
     overrides = _overrides(arguments)
@@ -54,10 +54,15 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
             _name_experiments(override, arguments)
     sys.argv = [f"toa-exp {command}", *_rewritten(arguments, overrides)]
     failed: list[int] = []
+    folder = os.getcwd()
+    enter_folder(folder)
 
     def job(cfg: DictConfig) -> None:
         try:
             try:
+                enter_folder(folder)  # where it is on another machine
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    check_store(cfg, HydraConfig.get().launcher._target_)
                 task(cfg)
             except OmegaConfBaseException as error:
                 # an interpolation that the choices made leave without a value, or a refusal by our resolvers
@@ -71,6 +76,10 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
                 raise  # it ran in another process, whose launcher must know
 
     try:
+        if {"-m", "--multirun"} & set(arguments):
+            first = _compose(config, overrides, _config_dirs(arguments), first_cell=True)
+            if first is not None:
+                check_launcher(first)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(job)()
     except MissingConfigException as error:
         _check_plugin(str(error.missing_cfg_file))
@@ -234,18 +243,10 @@ def _allowed(
     if match is None:
         return text
     key = match[1].split("@")[0]
-    others = [
-        override.input_line
-        for override in overrides
-        if override.key_or_group != key and not override.is_sweep_override() and override.input_line
-    ]
-    others.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            composed = hydra.compose(config, others)
-        except (HydraException, OmegaConfBaseException):
-            return text
+    others = [o for o in overrides if o.key_or_group != key and not o.is_sweep_override() and o.input_line]
+    composed = _compose(config, others, folders)
+    if composed is None:
+        return text
     node, parents = composed, []
     *above, name = key.split(".")
     for part in above:
@@ -259,3 +260,22 @@ def _allowed(
     parent = ".".join(parents)
     what = f"field of {parent}:" if parent else "group or key"
     return str(choose(what, name, [str(k) for k in node if not str(k).startswith("_") or k == "_target_"]))
+
+
+def _compose(
+    config: str, overrides: list[Override], folders: list[Path], *, first_cell: bool = False
+) -> DictConfig | None:
+    """What Hydra would compose, for the `first_cell` of a sweep with its own part; None where it cannot."""
+    GlobalHydra.instance().clear()
+    try:
+        lines = [
+            f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+            if override.is_sweep_override()
+            else str(override.input_line)
+            for override in overrides
+        ]
+        lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return hydra.compose(config, lines, return_hydra_config=first_cell)
+    except (HydraException, OmegaConfBaseException):
+        return None

@@ -120,3 +120,59 @@ def test_a_shard_that_kills_every_worker_is_given_up(monkeypatch):
     assert len(tries) == 3 and shard.counts.samples == 0
     assert [type(result) for result in shard.results] == [Unavailable, Unavailable]
     assert "3 workers were lost" in str(shard.results[0])
+
+
+class Placing:
+    """An actor that Ray places after some seconds."""
+
+    def __init__(self, seconds):
+        self.__ray_ready__ = Method(lambda: asyncio.sleep(seconds))
+
+
+def test_the_largest_are_started_first():
+    shares = [("a", Share(num_gpus=1)), ("b", Share(num_gpus=4)), (None, Share(num_gpus=1)), ("c", Share())]
+    groups = [[name for name, _ in group] for group in cluster.largest_first(shares)]
+    assert groups == [["b"], ["a", None], ["c"]]
+
+
+def test_who_is_not_placed_is_named(monkeypatch, caplog):
+    monkeypatch.setattr(cluster, "_WORD", 0.05)
+    asyncio.run(cluster.placed({"a": [Placing(0), Placing(0.2)], None: [Placing(0.2)], "b": []}))
+    assert "1 x agent 'a'" in caplog.text and "1 x the reward" in caplog.text and "'b'" not in caplog.text
+    caplog.clear()
+    asyncio.run(cluster.placed({"a": [Placing(0)], "b": []}))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("problems", "workers", "size"), [(60_000, 16, 512), (100, 4, 25), (101, 4, 26), (2, 4, 1), (0, 4, 1)]
+)
+def test_a_shard_leaves_problems_for_every_worker(problems, workers, size):
+    assert cluster.shard_size(problems, workers, 512) == size
+
+
+def test_an_actor_plans_before_the_first_draw(monkeypatch):
+    class Planner:
+        class ground:
+            @staticmethod
+            def plan():
+                raise BadInput("it does not fit")
+
+        async def sample(self, draw):
+            return draw
+
+    class Place:
+        def engine(self, config, agents):
+            return Planner()
+
+    class Settings:
+        def __init__(self):
+            self.config = {"ensemble": None}
+
+        def enter(self):
+            return None
+
+    monkeypatch.setattr(actors, "Local", Place)
+    monkeypatch.setattr(actors, "agents_of", lambda ensemble: {"a": None})
+    with pytest.raises(BadInput, match="it does not fit"):
+        asyncio.run(actors.Actor(Settings(), "a").ready())

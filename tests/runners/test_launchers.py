@@ -2,6 +2,9 @@
 
 import csv
 import inspect
+import os
+import subprocess
+import sys
 
 import hydra
 import pytest
@@ -10,6 +13,9 @@ from omegaconf import OmegaConf
 
 from toa_exp import labels
 from toa_exp.app import CONF
+from toa_exp.errors import BadInput
+from toa_exp.runners import connection
+from toa_exp.runners.launchers import check_store
 
 SWEEP = ["run", "-m", "task=simulated", "task.problems=4", "budget.samples=[4]", "tracking.mode=disabled"]
 
@@ -45,6 +51,75 @@ def test_ray_takes_every_parameter():
     ray = pytest.importorskip("ray")
     ray.remote(**values["ray"]["remote"])(lambda: None)
     assert set(values["ray"]["init"]) <= set(inspect.signature(ray.init).parameters)
+
+
+@pytest.mark.parametrize("store", [[], ["store.path=a.sqlite,b.sqlite"]])
+def test_jobs_of_slurm_share_no_file(store, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    result = cli(*SWEEP, "hydra/launcher=slurm", "method=toa,moa", *store, cwd=tmp_path)
+    assert result.returncode == 2 and "cannot share the file" in result.stderr, result.stderr
+    assert "choose store=postgresql" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "results").exists()  # no job was made
+
+
+def test_a_file_is_shared_on_one_machine_alone(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    file, url = OmegaConf.create({"store": {"path": "s.sqlite"}}), "postgresql://db/study"
+    launchers = "hydra_plugins.hydra_{0}_launcher.{0}_launcher.{1}"
+    for number in (1, 2):
+        monkeypatch.setattr(connection, "machines", lambda number=number: number)
+        check_store(file, launchers.format("submitit", "LocalLauncher"))
+        check_store(OmegaConf.create({"store": {"path": url}}), launchers.format("ray", "RayLauncher"))
+        if number == 1:
+            check_store(file, launchers.format("ray", "RayLauncher"))
+    with pytest.raises(BadInput, match="the Ray cluster has 2 machines"):
+        check_store(file, launchers.format("ray", "RayLauncher"))
+    with pytest.raises(BadInput, match="Slurm"):
+        check_store(file, launchers.format("submitit", "SlurmLauncher"))
+
+
+OWN_METHOD = """
+from toa_exp.core import Request
+
+def mine(problem, agents, budget, rng):
+    for _ in range(budget):
+        yield [Request(agents[0])]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_cells_on_a_cluster_work_where_the_sweep_was_started(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    (here / "own.py").write_text(OWN_METHOD)
+    start = (
+        "from ray.cluster_utils import Cluster\n"
+        "made = Cluster(initialize_head=True, head_node_args={'num_cpus': 2, 'include_dashboard': False})\n"
+        "print(made.address, flush=True)\ninput()\nmade.shutdown()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", start], cwd=elsewhere, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as cluster:
+        address = next(
+            line for line in cluster.stdout if line.startswith(("127.", "1")) and ":" in line
+        ).strip()
+        try:
+            sweep = [*SWEEP, "hydra/launcher=ray_cluster", "method._target_=own.mine", "seed=0,1"]
+            environment = {**os.environ, "RAY_ADDRESS": address}
+            refused = cli(*sweep, cwd=here, env=environment)
+            assert refused.returncode == 2 and "no room for a cell" in refused.stderr, refused.stderr
+            assert "takes 1 GPU, 8 CPU" in refused.stderr and not (here / "results").exists()
+            less = ["hydra.launcher.ray.remote.num_gpus=0", "hydra.launcher.ray.remote.num_cpus=1"]
+            result = cli(*sweep, *less, cwd=here, env=environment)
+            assert result.returncode == 0, result.stderr
+        finally:
+            cluster.communicate("\n", timeout=60)
+    assert len(list(here.rglob("curve.csv"))) == 2 and (here / "results" / "store.sqlite").is_file()
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.slow

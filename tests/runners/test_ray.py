@@ -123,6 +123,14 @@ def test_models_as_actors(tmp_path):
     assert found[0] == found[1]  # the seconds, which are measured, differ
 
 
+def test_a_model_without_a_gpu_is_refused_on_a_cluster_that_has_some(cluster, tmp_path):
+    cluster.add_node(num_cpus=1, num_gpus=2)
+    command = ["run", "task=lab_math", "ensemble=lab", "runner=ray", f"runner.address={cluster.address}"]
+    result = cli(*command, "tracking.mode=disabled", cwd=tmp_path)
+    assert result.returncode == 2 and "agent 'ada' (runner.agents.ada) runs a model" in result.stderr
+    assert "num_gpus=1" in result.stderr and "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

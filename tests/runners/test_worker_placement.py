@@ -3,6 +3,7 @@
 import pytest
 
 from toa_exp.errors import BadInput
+from toa_exp.runners.models import check_gpus
 from toa_exp.runners.placement import Share, check
 
 NODE = {"CPU": 16.0, "GPU": 4.0, "memory": 1e9, "node:10.0.0.1": 1.0}
@@ -32,3 +33,40 @@ def test_what_does_not_fit_is_named(shares, message):
 def test_no_share_is_negative():
     with pytest.raises(BadInput, match="num_gpus=-1"):
         Share(num_gpus=-1)
+
+
+VLLM = {"_target_": "toa_exp.engines.vllm.Vllm"}
+TRANSFORMERS = {"_target_": "toa_exp.engines.transformers.Transformers", "device": "auto"}
+ENDPOINT = {"_target_": "toa_exp.engines.openai.OpenAI"}
+CLASSIFIER = {"_target_": "toa_exp.rewards.classifier.Classifier"}
+ENSEMBLE = {"_target_": "toa_exp.rewards.ensemble.Ensemble", "members": {"one": CLASSIFIER}}
+
+
+@pytest.mark.parametrize(
+    ("part", "share", "message"),
+    [
+        (VLLM, Share(), "num_gpus=0.*Give it replicas=1 and num_gpus=1, or more$"),
+        (VLLM, Share(replicas=0, num_gpus=1), "replicas=0"),
+        (VLLM, Share(num_gpus=0.5), "num_gpus=0.5 and is run by vLLM"),
+        (TRANSFORMERS, Share(), "device=cpu"),
+        (CLASSIFIER, Share(), "num_gpus=0"),
+        (ENSEMBLE, Share(), "num_gpus=0"),
+    ],
+)
+def test_a_model_has_gpus_to_itself(part, share, message):
+    with pytest.raises(BadInput, match=f"agent 'a' .*{message}"):
+        check_gpus("agent 'a'", share, part)
+
+
+@pytest.mark.parametrize(
+    ("part", "share"),
+    [
+        (VLLM, Share(num_gpus=2)),
+        (TRANSFORMERS, Share(num_gpus=0.5)),
+        (TRANSFORMERS | {"device": "cpu"}, Share()),
+        (ENDPOINT, Share(replicas=0)),
+        (ENSEMBLE | {"members": {"one": CLASSIFIER | {"device": "cpu"}}}, Share()),
+    ],
+)
+def test_what_needs_no_gpu_of_its_own_may_do_without(part, share):
+    check_gpus("agent 'a'", share, part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import Unavailable
 from toa_exp.job import task_of
 from toa_exp.rewards.base import Reward
+from toa_exp.runners.connection import first_line
 from toa_exp.runners.local import Local
 from toa_exp.runners.settings import Settings
 from toa_exp.tasks.base import Task
@@ -40,7 +40,7 @@ class Actor:
         self._ask: Callable[..., Awaitable[Any]] = self._ask_first
 
     async def ready(self) -> None:
-        """Build what is held; raises BadInput where the configuration does not fit."""
+        """Build what is held, and plan its GPUs; raises BadInput where the configuration does not fit."""
         if self._part is not None:
             return
         config, place = self._settings.enter(), Local()
@@ -51,6 +51,8 @@ class Actor:
             agents = agents_of(self._settings.config["ensemble"])
             engine = place.engine(config, {self._agent: agents[self._agent]})
             self._part, self._ask = engine, engine.sample
+        if hasattr(self._part, "ground"):
+            await asyncio.to_thread(self._part.ground.plan)  # which would be made for the first draw
 
     async def ask(self, *given: Any) -> Any:
         """The sample of a draw, or the score of a problem's text."""
@@ -185,11 +187,6 @@ class Actors:
     reward: Sequence[Any]
     patience: float
 
-    @property
-    def all(self) -> list[Any]:
-        """Every actor."""
-        return [*itertools.chain(*self.agents.values()), *self.reward]
-
 
 class Remote(Local):
     """Searches here, agents and the reward as actors where they have any; `start` is as in Replicas."""
@@ -220,11 +217,6 @@ def unwrapped(error: RayTaskError) -> BaseException:
     """What was raised on the other side."""
     cause = error.cause
     return cause if isinstance(cause, Exception) else error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message of Ray's, which go on for many."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _light(draw: Draw) -> Draw:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
-import os
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from toa_exp.aio import gather_all, in_order
 from toa_exp.core import Problem
 from toa_exp.errors import BadInput, Unavailable
-from toa_exp.job import Job
+from toa_exp.job import Job, engine_node
 from toa_exp.runner import Observer, write
-from toa_exp.runners.actors import Actor, Actors, first_line, unwrapped
+from toa_exp.runners.actors import Actor, Actors, unwrapped
+from toa_exp.runners.connection import cluster, first_line, machines, nodes
+from toa_exp.runners.models import check_gpus
 from toa_exp.runners.placement import Share, check
 from toa_exp.runners.ray import Ray
 from toa_exp.runners.settings import Settings
@@ -32,6 +35,7 @@ from toa_exp.storage import is_url, open_store
 log = logging.getLogger(__name__)
 
 _REQUESTS = 100_000  # that an actor takes at once; engines bound their batches themselves
+_WORD = 30.0  # seconds after which it is said again what Ray has not placed
 
 
 class Spread:
@@ -45,7 +49,7 @@ class Spread:
         """Write a line a problem and budget to `path`, in the order of the problems."""
         job, place = self._job, self._place
         open_store(job.store).close()  # it is there and can be used
-        with _cluster(place.address), path.open("w", encoding="utf-8") as file:
+        with cluster(place.address), path.open("w", encoding="utf-8") as file:
             self._check()
             settings = Settings.of(job)
 
@@ -56,7 +60,8 @@ class Spread:
 
             async with self._actors(settings) as actors:
                 work = partial(self._solve, ray.put(settings), actors)
-                await in_order(_parts(job.task.problems(), place.shard), work, done, place.workers)
+                size = shard_size(job.problems, place.workers, place.shard)
+                await in_order(_parts(job.task.problems(), size), work, done, place.workers)
 
     async def _solve(self, settings: Any, actors: Actors, part: _Part) -> Shard:
         """What came of a shard, by as many workers as it takes."""
@@ -83,41 +88,88 @@ class Spread:
     def _check(self) -> None:
         """Raise BadInput where the cluster can never hold what is asked for."""
         job, place = self._job, self._place
-        known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        nodes = [node for node in known if node["Alive"]]
-        hosts = {node["NodeManagerAddress"] for node in nodes}
-        if len(hosts) > 1 and not is_url(job.store):
+        if (number := machines()) > 1 and not is_url(job.store):
             raise BadInput(
-                f"the Ray cluster has {len(hosts)} machines, which cannot share the file {job.store}; choose "
+                f"the Ray cluster has {number} machines, which cannot share the file {job.store}; choose "
                 f"store=postgresql store.url=postgresql://user@host:5432/database"
             )
-        shares = [("a worker (runner.num_cpus)", place.worker)]
-        shares += [
-            (f"agent {name!r} (runner.agents.{name})", place.agent_share(name)) for name in job.engine.agents
-        ]
-        shares += [("the reward (runner.reward)", place.reward_share)]
-        check([node["Resources"] for node in nodes], shares)
+        resources = [node["Resources"] for node in nodes()]
+        named = {
+            f"agent {name!r} (runner.agents.{name})": (
+                place.agent_share(name),
+                engine_node(job.config, agent),
+            )
+            for name, agent in job.engine.agents.items()
+        }
+        named["the reward (runner.reward)"] = (place.reward_share, job.config.reward)
+        if any(node.get("GPU") for node in resources):
+            for what, (share, part) in named.items():
+                check_gpus(what, share, part)
+        shares = [(what, share) for what, (share, _) in named.items()]
+        check(resources, [("a worker (runner.num_cpus)", place.worker), *shares])
 
     @asynccontextmanager
     async def _actors(self, settings: Settings) -> AsyncIterator[Actors]:
         """The actors, ready to be asked; ended in the end."""
-        place = self._place
-        names = self._job.engine.agents
-        agents = {name: self._start(settings, name, place.agent_share(name)) for name in names}
-        actors = Actors(agents, self._start(settings, None, place.reward_share), place.patience)
+        place, names = self._place, list(self._job.engine.agents)
+        wanted = [(name, place.agent_share(name)) for name in names]
+        started: dict[str | None, list[Any]] = {}
+
+        def all_actors() -> list[Any]:
+            return list(itertools.chain(*started.values()))
+
         try:
-            await gather_all([_answer(actor.ready) for actor in actors.all])
-            yield actors
+            for group in largest_first([*wanted, (None, place.reward_share)]):
+                made = {name: self._start(settings, name, share) for name, share in group}
+                started |= made
+                await placed(made)
+            await gather_all([_answer(actor.ready) for actor in all_actors()])
+            yield Actors({name: started[name] for name in names}, started[None], place.patience)
             with contextlib.suppress(RayError):  # one that dies now is no loss
-                await gather_all([_answer(actor.close) for actor in actors.all])
+                await gather_all([_answer(actor.close) for actor in all_actors()])
         finally:
-            for actor in actors.all:
+            for actor in all_actors():
                 ray.kill(actor)
 
     def _start(self, settings: Settings, agent: str | None, share: Share) -> list[Any]:
         options = {**share.options(), "max_restarts": self._place.restarts, "max_concurrency": _REQUESTS}
         made = ray.remote(Actor).options(**options)
         return [made.remote(settings, agent) for _ in range(share.replicas)]
+
+
+def largest_first(
+    wanted: Sequence[tuple[str | None, Share]],
+) -> Iterator[list[tuple[str | None, Share]]]:
+    """Those of a size at once, the largest first: small ones might break up the nodes that it needs."""
+    ordered = sorted(wanted, key=lambda pair: pair[1].size, reverse=True)
+    for _, group in itertools.groupby(ordered, key=lambda pair: pair[1].size):
+        yield list(group)
+
+
+async def placed(actors: Mapping[str | None, Sequence[Any]]) -> None:
+    """Wait until Ray has placed the actors, by agent (None: the reward); names those it has not."""
+    waits = {
+        asyncio.create_task(_answer(actor.__ray_ready__)): name for name in actors for actor in actors[name]
+    }
+    pending = set(waits)
+    while pending:
+        done, pending = await asyncio.wait(pending, timeout=_WORD, return_when=asyncio.FIRST_EXCEPTION)
+        for wait in done:
+            wait.result()
+        if pending:
+            missing = Counter(
+                "the reward" if waits[one] is None else f"agent {waits[one]!r}" for one in pending
+            )
+            log.warning(
+                "waiting for Ray to place %s. What they take may be held by other jobs (`ray status`), or "
+                "split over machines",
+                ", ".join(f"{number} x {what}" for what, number in missing.items()),
+            )
+
+
+def shard_size(problems: int, workers: int, most: int) -> int:
+    """How many problems a shard has: up to `most`, and fewer where a worker would get none."""
+    return max(1, min(most, math.ceil(problems / workers)))
 
 
 class _Part(NamedTuple):
@@ -148,35 +200,3 @@ async def _answer(method: Any) -> None:
         await method.remote()
     except RayTaskError as error:
         raise unwrapped(error) from None
-
-
-@contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Connected to a Ray cluster; raises BadInput where there is none at the address."""
-    if ray.is_initialized():  # this process is itself a worker, or its owner manages Ray
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    where = address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": where} if where else {"include_dashboard": False}
-    try:
-        _knock(where)
-        ray.init(logging_level=logging.WARNING, **options)
-    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
-        raise BadInput(
-            f"there is no Ray cluster at {where!r} that lets us in ({first_line(error)}). Start one with "
-            f"`ray start --head` and give runner.address=<host>:6379, or leave it out to use this machine "
-            f"alone. One that asks for a token is given it by RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
-            f"~/.ray/auth_token, on every machine"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str | None) -> None:
-    """Raise OSError where nobody listens at host:port; Ray would wait for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()

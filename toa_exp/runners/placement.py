@@ -22,6 +22,11 @@ class Share:
         if min(self.replicas, self.num_gpus, self.num_cpus, *self.resources.values()) < 0:
             raise BadInput(f"runner has {self}; none of these is below 0")
 
+    @property
+    def size(self) -> tuple[float, float]:
+        """What the largest are placed first by."""
+        return self.num_gpus, self.num_cpus
+
     def options(self) -> dict[str, Any]:
         """As Ray takes them."""
         return {"num_gpus": self.num_gpus, "num_cpus": self.num_cpus, "resources": dict(self.resources)}
@@ -39,7 +44,7 @@ def check(nodes: Sequence[Mapping[str, float]], shares: Sequence[tuple[str, Shar
     """
     free = [dict(node) for node in nodes]
     wanted = [(what, share) for what, share in shares for _ in range(share.replicas)]
-    for what, share in sorted(wanted, key=lambda pair: (-pair[1].num_gpus, -pair[1].num_cpus)):
+    for what, share in sorted(wanted, key=lambda pair: pair[1].size, reverse=True):
         needs = share.needs()
         node = next((node for node in free if _holds(node, needs)), None)
         if node is None:

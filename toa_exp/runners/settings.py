@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from toa_exp import __version__
 from toa_exp.errors import BadInput
 from toa_exp.job import Job
+from toa_exp.runners.launchers import enter_folder
 from toa_exp.storage import is_url
 
 _PASSED_ON = (
@@ -63,15 +63,7 @@ class Settings:
                 f"{os.uname().nodename} has toa-exp {__version__}, the run was started with {self.version}; "
                 f"install the same version on all machines of the cluster"
             )
-        try:
-            os.chdir(self.folder)
-        except OSError as error:
-            raise BadInput(
-                f"{os.uname().nodename} has no folder {self.folder} ({error.strerror}); start the run in a "
-                f"folder that all machines of the cluster share"
-            ) from error
-        if self.folder not in sys.path:
-            sys.path.append(self.folder)  # so that methods of one's own package are found
+        enter_folder(self.folder)
         os.environ.update(self.environment)
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         return OmegaConf.create(self.config)

@@ -1,0 +1,52 @@
+"""Whether the models of a run that is spread over a Ray cluster have GPUs to themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import get_object
+
+from toa_exp.engines.vllm import Vllm
+from toa_exp.errors import BadInput
+from toa_exp.rewards.vllm_classifier import VllmClassifier
+from toa_exp.runners.placement import Share
+
+
+def check_gpus(what: str, share: Share, part: Mapping[str, Any]) -> None:
+    """Raise BadInput where a model would share a GPU of the cluster with others that know nothing of it.
+
+    `part` is what the configuration says of an agent's engine or of the reward. From an actor without
+    GPUs Ray hides none, so that all of them would take the first of their machine.
+    """
+    targets = _on_gpus(part)
+    if not targets:
+        return
+    if not share.replicas or not share.num_gpus:
+        elsewhere = "" if _of_vllm(targets) else ", or keep it on the CPU (device=cpu)"
+        raise BadInput(
+            f"{what} runs a model where there are GPUs, with replicas={share.replicas} and num_gpus="
+            f"{share.num_gpus:g}, so that none is set aside for it: all such models of a machine would go on "
+            f"its first GPU. Give it replicas=1 and num_gpus=1, or more{elsewhere}"
+        )
+    if share.num_gpus < 1 and _of_vllm(targets):
+        raise BadInput(
+            f"{what} has num_gpus={share.num_gpus:g} and is run by vLLM, which measures what is free on a "
+            f"GPU and takes its part of it, as if no other did the same; give it num_gpus=1, or more"
+        )
+
+
+def _on_gpus(part: Mapping[str, Any]) -> list[Any]:
+    """The classes that run a model for a part of the configuration, on a GPU where they see one."""
+    if part.get("members"):  # of an ensemble of rewards
+        return [target for member in part["members"].values() for target in _on_gpus(member)]
+    try:
+        target = get_object(str(part.get("_target_")))
+    except (ImportError, ValueError, AttributeError):
+        return []  # which is told where it is built
+    planned = "auto" if hasattr(target, "join") else "cpu"
+    return [] if part.get("device", part.get("devices", planned)) == "cpu" else [target]
+
+
+def _of_vllm(targets: list[Any]) -> bool:
+    return any(isinstance(one, type) and issubclass(one, (Vllm, VllmClassifier)) for one in targets)
