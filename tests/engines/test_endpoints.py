@@ -52,7 +52,7 @@ def test_an_endpoint_that_is_silent_for_long_is_given_up_until_it_answers():
             one.failed(Refused("no"), sent=now - age, now=now - age)
         with pytest.raises(Permanent, match=r"no answer for 90 s, more than engine\.longest_wait=60"):
             await enter([one], 1.0)
-        one.answered(in_time=True)
+        one.answered(now, in_time=True)
         assert one.given_up(now) is None
 
     asyncio.run(work())
@@ -167,9 +167,9 @@ def test_a_refusal_halves_the_limit_once_for_all_that_were_sent_before():
         one.failed(Refused("no"), sent=3.0, now=4.0)
         assert one.limit == 2 and one.resume_at == 6.0
         one.in_flight = 2
-        one.answered(in_time=True)
+        one.answered(7.0, in_time=True)
         assert one.limit == 2.5
-        one.answered(in_time=False)
+        one.answered(7.0, in_time=False)
         assert one.limit == 2.5
         one.failed(Refused("no"), sent=7.0, now=8.0)
         assert one.limit == 1.25 and one.resume_at == 9.0  # the row of refusals was broken

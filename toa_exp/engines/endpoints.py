@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypedDict
 
+from toa_exp.engines.climbing import Climb
 from toa_exp.errors import BadInput, NotNow, Permanent, Unavailable
 
 log = logging.getLogger(__name__)
@@ -82,11 +83,10 @@ class _Waiter:
 class Endpoint:
     """One URL as the holder of one key may use it.
 
-    The number of requests under way is limited as TCP limits its packets (RFC 5681): every answer
-    in time lets it grow by one until the first refusal, and afterwards by one per round of answers;
-    a refusal halves it and makes a pause. Requests that were sent before the last refusal say
-    nothing new when they are refused too. An answer that is late counts as a refusal, and so does a
-    fault (an error 500, a lost connection) when it is the second in a row.
+    The number of requests under way is limited by what `Climb` finds; a refusal halves it and makes a
+    pause. Requests that were sent before the last refusal say nothing new when they are refused too.
+    An answer that is late counts as a refusal, and so does a fault (an error 500, a lost connection)
+    when it is the second in a row.
 
     Where refusals are all that comes, those who wait go on waiting until the endpoint is given up;
     where it is down with faults, or late, they are told so.
@@ -94,11 +94,10 @@ class Endpoint:
 
     def __init__(self, url: str, limits: Limits) -> None:
         self.url = url
-        self.limit = float(limits.start)
         self.in_flight = 0
         self.resume_at = -math.inf
         self.limits = limits
-        self._growing = True  # by one an answer, until the first refusal
+        self._climb = Climb(limits.start, limits.most)
         self._failures = 0  # since the last answer
         self._failing_since = math.inf
         self._reason = ""  # of the last failure
@@ -107,6 +106,11 @@ class Endpoint:
         self._waiting: deque[_Waiter] = deque()
         self._busy = 0.0
         self._counted_at = 0.0
+
+    @property
+    def limit(self) -> float:
+        """How many requests may be under way, rounded down."""
+        return self._climb.limit
 
     @property
     def load(self) -> float:
@@ -159,13 +163,11 @@ class Endpoint:
         self._counted_at = now
         return self._busy
 
-    def answered(self, *, in_time: bool) -> None:
+    def answered(self, now: float, *, in_time: bool) -> None:
         """Take note of an answer."""
         self._failures = 0
         self._failing_since = math.inf
-        if in_time and self.in_flight > self.limit / 2:  # else the limit was not put to the test
-            step = 1.0 if self._growing else 1.0 / self.limit
-            self.limit = min(float(self.limits.most), self.limit + step)
+        self._climb.answered(now, self.in_flight, in_time=in_time)
 
     def failed(self, error: Unavailable, sent: float, now: float) -> None:
         """Take note of the fault, refusal or lateness of a request sent at `sent`."""
@@ -179,8 +181,7 @@ class Endpoint:
             return
         if sent >= self._cut_at:
             self._failures += 1
-            self.limit = max(1.0, self.limit / 2)
-            self._growing = False
+            self._climb.refused()
             self._cut_at = now
         pause = min(_LONGEST_PAUSE, self.limits.pause * 2 ** min(self._failures - 1, 16))
         self._rest(max(pause, wait or 0.0), now)  # a server that always asks for 0 s is not stormed
@@ -236,7 +237,7 @@ class Visit:
     ) -> None:
         now = asyncio.get_running_loop().time()
         if error is None:
-            self.endpoint.answered(in_time=now - self._sent < self._timeout / 2)
+            self.endpoint.answered(now, in_time=now - self._sent < self._timeout / 2)
         elif isinstance(error, Unavailable) and not isinstance(error, Permanent):
             self.endpoint.failed(error, self._sent, now)
         self.endpoint.end(now)
