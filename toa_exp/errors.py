@@ -31,6 +31,13 @@ class Unavailable(ToaError):
     """An engine or a reward could not answer this time; the runner tries again, then parks."""
 
 
+class NotNow(Unavailable):
+    """Who was asked is away or has too much to do; asking again is no retry.
+
+    Who raises it says by another error when there has been no answer for too long.
+    """
+
+
 class Permanent(Unavailable):
     """An engine or a reward cannot answer this, however often it is asked."""
 

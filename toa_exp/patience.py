@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from itertools import count
 from random import Random
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from toa_exp.errors import Permanent, Unavailable
+from toa_exp.errors import NotNow, Permanent, Unavailable
 
 log = logging.getLogger(__name__)
 Given = ParamSpec("Given")
@@ -21,7 +22,7 @@ class Patience:
     """Asks up to `retries` times more for what is Unavailable.
 
     It waits `backoff` seconds at first and twice as long each time, up to a minute; `retried` is called
-    before each wait.
+    before each wait. What is NotNow is asked again as often as it takes.
     """
 
     def __init__(self, retries: int, backoff: float, retried: Callable[[], None]) -> None:
@@ -34,15 +35,18 @@ class Patience:
         self, ask: Callable[Given, Awaitable[Value]], *given: Given.args, **named: Given.kwargs
     ) -> Value:
         """The answer of `ask`; raises its last Unavailable, and at once what is Permanent."""
-        for attempt in range(self._retries + 1):
+        left = self._retries
+        for attempt in count():
             try:
                 return await ask(*given, **named)
             except Permanent:
                 raise
             except Unavailable as error:
-                if attempt == self._retries:
-                    raise
-                wait = min(_LONGEST, self._backoff * 2**attempt) * (0.5 + self._jitter.random())
+                if not isinstance(error, NotNow):
+                    if not left:
+                        raise
+                    left -= 1
+                wait = min(_LONGEST, self._backoff * 2 ** min(attempt, 16)) * (0.5 + self._jitter.random())
                 self._retried()
                 log.warning("%s; trying again in %.1f s", error, wait)
                 await asyncio.sleep(wait)

@@ -25,7 +25,7 @@ from remote import (
 )
 
 from toa_exp.draws import Sample
-from toa_exp.engines.endpoints import Endpoint, Limits, Refused, enter
+from toa_exp.engines.endpoints import Endpoint, Late, Limits, Refused, enter
 from toa_exp.engines.openai import OpenAI
 from toa_exp.errors import Permanent, Unavailable
 from toa_exp.methods.parallel import parallel
@@ -52,7 +52,7 @@ def test_an_endpoint_that_is_silent_for_long_is_given_up_until_it_answers():
             one.failed(Refused("no"), sent=now - age, now=now - age)
         with pytest.raises(Permanent, match=r"no answer for 90 s, more than engine\.longest_wait=60"):
             await enter([one], 1.0)
-        one.answered(in_time=True)
+        one.answered(now, in_time=True)
         assert one.given_up(now) is None
 
     asyncio.run(work())
@@ -67,7 +67,7 @@ def test_an_answer_that_does_not_come_in_time_is_refused_and_halves_the_limit():
 
     with serving(lambda _: replace(OK, delay=5.0)) as server:
         late, endpoint = asyncio.run(work(server.url))
-    assert isinstance(late, Refused) and "no answer within 0.05 s" in str(late)
+    assert isinstance(late, Late) and "no answer within 0.05 s" in str(late)
     assert endpoint.limit == 8 and endpoint.in_flight == 0
 
 
@@ -89,11 +89,21 @@ def test_a_refused_connection_is_unavailable():
     assert isinstance(failed, Refused) and "cannot be reached" in str(failed)
 
 
-def test_a_dead_endpoint_holds_nobody_for_long():
+def test_a_broken_endpoint_holds_nobody_for_long():
+    results, asked = ask(
+        refusal("boom", 500), 300, start=2, pause=0.01
+    )  # one at a time would outlast the test
+    assert all(isinstance(result, Unavailable) and "500: boom" in str(result) for result in results)
+    assert len(asked) < 10
+
+
+def test_a_dead_endpoint_holds_those_who_wait_until_it_is_given_up():
     with serving(lambda _: OK) as server:
         url = server.url
-    results = samples([url], 300, agent(), start=2, pause=0.01)  # one at a time would outlast the test
-    assert all(isinstance(result, Unavailable) for result in results)
+    results = samples([url], 300, agent(), start=2, pause=0.01, longest_wait=0.1)
+    refused = [result for result in results if isinstance(result, Refused)]
+    assert 3 <= len(refused) < 10
+    assert all(isinstance(result, Permanent) for result in results if result not in refused)
 
 
 def test_the_share_of_a_dead_replica_goes_to_the_live_one():
@@ -143,7 +153,7 @@ def test_a_limit_of_the_server_is_found_and_no_storm_breaks_loose(tmp_path):
 
     with serving(respond) as server:
         engine = OpenAI({"ash": agent()}, base_url=server.url, start=16, **FAST)
-        _, seen = run(tmp_path, parallel, engine=Closing(engine), problems=40, concurrency=40, retries=10)
+        _, seen = run(tmp_path, parallel, engine=Closing(engine), problems=40, concurrency=40)
     assert not seen.reasons
     assert next(refused) < 40 * 8 / 4
 
@@ -157,9 +167,9 @@ def test_a_refusal_halves_the_limit_once_for_all_that_were_sent_before():
         one.failed(Refused("no"), sent=3.0, now=4.0)
         assert one.limit == 2 and one.resume_at == 6.0
         one.in_flight = 2
-        one.answered(in_time=True)
+        one.answered(7.0, in_time=True)
         assert one.limit == 2.5
-        one.answered(in_time=False)
+        one.answered(7.0, in_time=False)
         assert one.limit == 2.5
         one.failed(Refused("no"), sent=7.0, now=8.0)
         assert one.limit == 1.25 and one.resume_at == 9.0  # the row of refusals was broken
@@ -223,8 +233,10 @@ def test_a_date_is_honoured_and_too_long_a_wait_gives_the_endpoint_up():
         results = asyncio.run(work())
     assert len(server.asked) == 1
     assert 7190 < results[0].wait <= 7200
-    assert all(type(result) is Unavailable for result in results[1:3])
-    assert type(results[3]) is Permanent and "longest_wait=600" in str(results[3])
+    for result in results[1:]:
+        assert (
+            type(result) is Permanent and "longest_wait=600" in str(result) and "daily limit" in str(result)
+        )
 
 
 def test_a_cancelled_draw_gives_its_place_back_and_the_session_closes_silently():

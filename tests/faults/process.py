@@ -71,7 +71,7 @@ def arguments(questions: Path, url: str, *more: str) -> list[str]:
         f"ensemble.agents={{ash:{{model:m,architecture:{{{SHAPE}}}}},elm:{{model:n,architecture:{{{SHAPE}}}}}}}",
         f"engine.base_url={url}/v1", "engine.start=4", "engine.pause=0.01", "engine.timeout=1.0",
         "reward=http", "reward.model=fake", f"reward.base_url={url}", "reward.pause=0.01",
-        "reward.timeout=1.0", "method=toa", "budget.samples=6", "retries=6", "backoff=0.02",
+        "reward.timeout=1.0", "method=toa", "budget.samples=6", "backoff=0.02",
         "warm_up=null",  # its two scores would have to be told apart from those of the samples
         *more,
     ]  # fmt: skip

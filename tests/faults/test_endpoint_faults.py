@@ -3,6 +3,7 @@
 In each the result is that of an undisturbed run, and nothing that was stored is asked for again.
 """
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from process import NEVER, Service, arguments, begin, service, stored, toa, traj
 pytestmark = pytest.mark.slow
 
 FAULTS = ["429", "500", "hang", "truncated", "cut", "empty"]
+IMPATIENT = ["engine.longest_wait=2", "reward.longest_wait=2"]
 SAID = {
     "429": "has too much to do (429: slow down) and asks to wait",
     "500": "failed (500: boom)",
@@ -51,7 +53,7 @@ def test_a_fault_that_stays_stops_the_run_which_resumes(fault, undisturbed, tmp_
     questions, expected, total = undisturbed
     run = tmp_path / "run"
     with service(tmp_path, fault, 25, NEVER) as server:
-        result = toa(run, *arguments(questions, server.url, "retries=1"))
+        result = toa(run, *arguments(questions, server.url, "retries=1", *IMPATIENT))
         assert result.returncode == 1
         assert SAID[fault] in result.stderr and "problems have no answer" in result.stderr
         assert "the same command goes on from there" in result.stderr and "Traceback" not in result.stderr
@@ -72,11 +74,12 @@ def test_a_server_that_is_killed_and_comes_back(undisturbed, tmp_path):
     server = Service(tmp_path)
     try:
         server.start()
-        process = begin(tmp_path / "run", *arguments(questions, server.url, "retries=12"))
+        process = begin(tmp_path / "run", *arguments(questions, server.url))
         until(lambda: server.answered.total() > 20)
         server.kill()
         before = server.answered.total()
         assert before < total
+        time.sleep(3.0)  # all retries together wait for a second at most
         server.start()
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -91,11 +94,12 @@ def test_a_server_that_is_killed_and_stays_away(undisturbed, tmp_path):
     run = tmp_path / "run"
     try:
         server.start()
-        process = begin(run, *arguments(questions, server.url, "retries=1"))
+        process = begin(run, *arguments(questions, server.url, *IMPATIENT))
         until(lambda: server.answered.total() > 20)
         server.kill()
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 1 and "cannot be reached" in errors and "Traceback" not in errors
+        assert "longest_wait=2" in errors
         kept = stored(run)
         server.forget()
         server.start()

@@ -14,7 +14,7 @@ def test_a_reward_server_that_is_down(undisturbed: tuple[Path, list[object], int
     questions, expected, total = undisturbed
     run, reward = tmp_path / "run", Service(tmp_path)
     with service(tmp_path) as server:
-        given = arguments(questions, server.url, f"reward.base_url={reward.url}", "retries=1")
+        given = arguments(questions, server.url, f"reward.base_url={reward.url}", "reward.longest_wait=1")
         result = toa(run, *given)
         assert result.returncode == 1
         assert f"reward at {reward.url} cannot be reached" in result.stderr

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 _PATIENCE = 1500.0  # seconds; vLLM takes minutes to start where others use the machine too
 LAB = ["task=lab_math", "ensemble=lab", "task.problems=12"]
-RUN = ["method=toa", "budget.samples=8", "retries=12", "tracking.mode=disabled"]
+RUN = ["method=toa", "budget.samples=8", "tracking.mode=disabled"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 

@@ -21,7 +21,7 @@ from aiohttp import (
 from yarl import URL
 
 from toa_exp.engines.answers import Asked, shorten
-from toa_exp.engines.endpoints import Refused
+from toa_exp.engines.endpoints import Late, Refused
 from toa_exp.errors import Unavailable
 
 _KEEPALIVE = 4.0  # seconds; servers on uvicorn drop a connection that is idle for 5
@@ -77,8 +77,8 @@ class Client:
     async def ask(self, target: Target, content: bytes | None, manner: Manner, asked: Asked) -> Answer:
         """The response to a POST of `content`, to a GET where that is None.
 
-        Raises Refused where nobody is there or no answer comes in time, Unavailable where the
-        connection breaks.
+        Raises Refused where nobody is there, Late where no answer comes in time, Unavailable where
+        the connection breaks.
         """
         if self._session is None:  # sessions belong to the loop that is running
             connector = TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE)
@@ -99,7 +99,7 @@ class Client:
                 f"{asked} cannot be reached: no connection within {manner.connect_seconds:g} s"
             ) from None
         except TimeoutError:
-            raise Refused(f"{asked} gave no answer within {manner.seconds:g} s") from None
+            raise Late(f"{asked} gave no answer within {manner.seconds:g} s") from None
         except ClientConnectorError as error:
             raise Refused(f"{asked} cannot be reached: {shorten(str(error), asked)}") from None
         except (ClientError, OSError) as error:

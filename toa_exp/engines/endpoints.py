@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypedDict
 
-from toa_exp.errors import BadInput, Permanent, Unavailable
+from toa_exp.engines.climbing import Climb
+from toa_exp.errors import BadInput, NotNow, Permanent, Unavailable
 
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 30.0  # seconds, where the endpoint itself names none
-_DOWN = 3  # refusals in a row after which nobody is kept waiting for the endpoint
+_DOWN = 3  # faults and refusals in a row after which an endpoint is down
 
 
-class Refused(Unavailable):
+class Late(Unavailable):
+    """No answer came in time."""
+
+
+class Refused(NotNow):
     """An endpoint has too much to do or cannot be reached.
 
     `wait` are the seconds after which it asks to be tried again, None where it does not say.
@@ -45,8 +49,9 @@ class Limits:
     """How the number of requests under way at an endpoint is found.
 
     It starts at `start` and is `most` at most. `pause` are the seconds without new requests after a
-    refusal, doubling with each further one, or more where the endpoint asks for it; one that asks for
-    more than `longest_wait` seconds, or gives no answer for so long, is given up.
+    refusal, doubling with each further one, or more where the endpoint asks for it. One that refuses
+    is waited for; one that asks for more than `longest_wait` seconds, or gives no answer for so long,
+    is given up.
     """
 
     start: int = 16
@@ -78,26 +83,34 @@ class _Waiter:
 class Endpoint:
     """One URL as the holder of one key may use it.
 
-    The number of requests under way is limited as TCP limits its packets (RFC 5681): every answer
-    in time lets it grow by one until the first refusal, and afterwards by one per round of answers;
-    a refusal halves it and makes a pause. Requests that were sent before the last refusal say
-    nothing new when they are refused too. A fault (an error 500, a lost connection) counts as a
-    refusal when it is the second in a row.
+    The number of requests under way is limited by what `Climb` finds; a refusal halves it and makes a
+    pause. Requests that were sent before the last refusal say nothing new when they are refused too.
+    An answer that is late counts as a refusal, and so does a fault (an error 500, a lost connection)
+    when it is the second in a row.
+
+    Where refusals are all that comes, those who wait go on waiting until the endpoint is given up;
+    where it is down with faults, or late, they are told so.
     """
 
     def __init__(self, url: str, limits: Limits) -> None:
         self.url = url
-        self.limit = float(limits.start)
         self.in_flight = 0
         self.resume_at = -math.inf
         self.limits = limits
-        self._growing = True  # by one an answer, until the first refusal
+        self._climb = Climb(limits.start, limits.most)
         self._failures = 0  # since the last answer
         self._failing_since = math.inf
+        self._reason = ""  # of the last failure
+        self._away = False  # whether that was a refusal
         self._cut_at = -math.inf
         self._waiting: deque[_Waiter] = deque()
         self._busy = 0.0
         self._counted_at = 0.0
+
+    @property
+    def limit(self) -> float:
+        """How many requests may be under way, rounded down."""
+        return self._climb.limit
 
     @property
     def load(self) -> float:
@@ -109,17 +122,23 @@ class Endpoint:
         return self.in_flight < int(self.limit) and now >= self.resume_at
 
     def down(self, now: float) -> bool:
-        """Whether waiting for this endpoint is of no use for now."""
-        return self._failures >= _DOWN or self.resume_at - now > self.limits.longest_wait
+        """Whether nobody is kept waiting for this endpoint for now."""
+        broken = self._failures >= _DOWN and not self._away
+        return broken or self.given_up(now) is not None
 
-    def given_up(self, now: float) -> str | None:
+    def given_up(self, now: float) -> Permanent | None:
         """Why nothing is to be expected of this endpoint any more, or None."""
-        rest, silence = self.resume_at - now, now - self._failing_since
-        if rest > self.limits.longest_wait:
-            return f"asks to wait {rest:.0f} s"
-        if rest > 0 and self._failures >= _DOWN and silence > self.limits.longest_wait:
-            return f"has given no answer for {silence:.0f} s"
-        return None
+        rest, silence, longest = self.resume_at - now, now - self._failing_since, self.limits.longest_wait
+        if rest > longest:
+            what = f"asks to wait {rest:.0f} s"
+        elif rest > 0 and self._failures >= _DOWN and silence > longest:
+            what = f"has given no answer for {silence:.0f} s"
+        else:
+            return None
+        return Permanent(
+            f"{self.url} {what}, more than {self.limits.owner}.longest_wait={longest:g}; run again when it "
+            f"is there, or allow for more. The last time: {self._reason}"
+        )
 
     def begin(self, now: float, timeout: float) -> Visit:
         """Take a place."""
@@ -131,7 +150,7 @@ class Endpoint:
         """Give a place back; it goes to whoever waits longest."""
         self.busy_seconds(now)
         self.in_flight -= 1
-        self._serve()
+        self._serve(now)
 
     def wait(self, waiter: _Waiter) -> None:
         """Queue for a place."""
@@ -144,52 +163,49 @@ class Endpoint:
         self._counted_at = now
         return self._busy
 
-    def answered(self, *, in_time: bool) -> None:
+    def answered(self, now: float, *, in_time: bool) -> None:
         """Take note of an answer."""
         self._failures = 0
         self._failing_since = math.inf
-        if in_time and self.in_flight > self.limit / 2:  # else the limit was not put to the test
-            step = 1.0 if self._growing else 1.0 / self.limit
-            self.limit = min(float(self.limits.most), self.limit + step)
+        self._climb.answered(now, self.in_flight, in_time=in_time)
 
     def failed(self, error: Unavailable, sent: float, now: float) -> None:
-        """Take note of a fault, or of a refusal (`Refused`), of a request sent at `sent`."""
+        """Take note of the fault, refusal or lateness of a request sent at `sent`."""
         self._failing_since = min(self._failing_since, now)
+        self._reason, self._away = str(error), isinstance(error, Refused)
         wait = error.wait if isinstance(error, Refused) else None
         if wait is None and sent < self._cut_at:
             return
-        if not isinstance(error, Refused) and not self._failures:
+        if not isinstance(error, Refused | Late) and not self._failures:
             self._failures = 1
             return
         if sent >= self._cut_at:
             self._failures += 1
-            self.limit = max(1.0, self.limit / 2)
-            self._growing = False
+            self._climb.refused()
             self._cut_at = now
         pause = min(_LONGEST_PAUSE, self.limits.pause * 2 ** min(self._failures - 1, 16))
         self._rest(max(pause, wait or 0.0), now)  # a server that always asks for 0 s is not stormed
         if self.down(now):
-            self._turn_away(str(error), now)
+            self._turn_away(now)
 
     def _rest(self, seconds: float, now: float) -> None:
         if now + seconds > self.resume_at:
             self.resume_at = now + seconds
-            asyncio.get_running_loop().call_later(seconds, self._serve)
+            asyncio.get_running_loop().call_at(self.resume_at, self._serve, self.resume_at)
             log.info("%s: pausing for %.1f s, then %d requests at once", self.url, seconds, int(self.limit))
 
-    def _serve(self) -> None:
+    def _serve(self, now: float) -> None:
         """Give free places to those who wait."""
-        now = time.monotonic()
         while self._waiting and self.free(now):
             waiter = self._waiting.popleft()
             if not waiter.place.done():  # it may have a place elsewhere, or have been cancelled
                 waiter.place.set_result(self.begin(now, waiter.timeout))
 
-    def _turn_away(self, reason: str, now: float) -> None:
-        """Tell those who can go nowhere else, so that a dead endpoint does not hold them for hours."""
+    def _turn_away(self, now: float) -> None:
+        """Tell those who can go nowhere else, so that a broken endpoint does not hold them for hours."""
         for waiter in self._waiting:
             if not waiter.place.done() and all(endpoint.down(now) for endpoint in waiter.endpoints):
-                waiter.place.set_exception(Unavailable(reason))
+                waiter.place.set_exception(_given_up(waiter.endpoints, now) or Unavailable(self._reason))
                 waiter.place.exception()  # seen: who waited may have been cancelled
         self._waiting = deque(waiter for waiter in self._waiting if not waiter.place.done())
 
@@ -211,7 +227,7 @@ class Visit:
 
     def seconds(self) -> float:
         """The time so far, shared out over the requests under way at the endpoint meanwhile."""
-        return self.endpoint.busy_seconds(time.monotonic()) - self._busy
+        return self.endpoint.busy_seconds(asyncio.get_running_loop().time()) - self._busy
 
     def __enter__(self) -> Visit:
         return self
@@ -219,9 +235,9 @@ class Visit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if error is None:
-            self.endpoint.answered(in_time=now - self._sent < self._timeout / 2)
+            self.endpoint.answered(now, in_time=now - self._sent < self._timeout / 2)
         elif isinstance(error, Unavailable) and not isinstance(error, Permanent):
             self.endpoint.failed(error, self._sent, now)
         self.endpoint.end(now)
@@ -230,20 +246,15 @@ class Visit:
 async def enter(endpoints: Sequence[Endpoint], timeout: float) -> Visit:
     """A place at the least loaded of the endpoints, as soon as one has room.
 
-    Raises Unavailable where all of them are down by the time that a place would be given, and
-    Permanent where all are given up.
+    Raises Unavailable where all of them come to be down meanwhile, and Permanent where all are given up.
     """
-    now = time.monotonic()
+    now = asyncio.get_running_loop().time()
     free = [endpoint for endpoint in endpoints if endpoint.free(now)]
     if free:
         return min(free, key=lambda endpoint: endpoint.load).begin(now, timeout)
-    reasons = [endpoint.given_up(now) for endpoint in endpoints]
-    if all(reasons):
-        limits = endpoints[0].limits
-        raise Permanent(
-            f"{endpoints[0].url} {reasons[0]}, more than {limits.owner}.longest_wait="
-            f"{limits.longest_wait:g}; run again when it is there, or allow for more"
-        )
+    hopeless = _given_up(endpoints, now)
+    if hopeless is not None:
+        raise hopeless
     waiter = _Waiter(endpoints, timeout)
     for endpoint in endpoints:
         endpoint.wait(waiter)
@@ -251,5 +262,11 @@ async def enter(endpoints: Sequence[Endpoint], timeout: float) -> Visit:
         return await waiter.place
     except asyncio.CancelledError:
         if waiter.place.done() and not waiter.place.cancelled() and waiter.place.exception() is None:
-            waiter.place.result().endpoint.end(time.monotonic())
+            waiter.place.result().endpoint.end(asyncio.get_running_loop().time())
         raise
+
+
+def _given_up(endpoints: Sequence[Endpoint], now: float) -> Permanent | None:
+    """Why the first of the endpoints is given up, where all of them are."""
+    reasons = [endpoint.given_up(now) for endpoint in endpoints]
+    return reasons[0] if all(reasons) else None

@@ -37,10 +37,9 @@ class OpenAI:
     """Engine of agents behind OpenAI-compatible endpoints.
 
     The connection's fields are those of `Connection`; an agent's `options` override them. The further
-    ones are those of `endpoints.Limits`: up to `most` requests are under way at an endpoint at once, as
-    many as it answers in time. Agents on the same URL with the same
-    key share its limit. The seconds of a sample are its share of the endpoint's time, waiting for a
-    place left out.
+    ones are those of `endpoints.Limits`: up to `most` requests are under way at an endpoint at once,
+    about twice as many as it has places for. Agents on the same URL with the same key share its
+    limit. The seconds of a sample are its share of the endpoint's time, waiting for a place left out.
 
     Construction and sampling raise BadInput for a URL, key, model or option that cannot be used;
     sampling raises Unavailable for faults that may pass and Permanent for those that will not.
