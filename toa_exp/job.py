@@ -182,7 +182,7 @@ def _decided(agent: Agent, config: DictConfig) -> Agent:
 
 def share_gpus(parts: Sequence[Engine | Reward]) -> Ground | None:
     """Let all that run models here be placed together, by the first that plans; None where none does."""
-    planner = next((part for part in parts if hasattr(part, "ground")), None)
+    planner = next((part for part in parts if hasattr(part, "ground") and part.ground is not None), None)
     if planner is None:
         return None
     for part in parts:

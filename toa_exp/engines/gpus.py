@@ -91,8 +91,11 @@ class Ground:
                 chosen = self._chosen((gpus or visible_gpus)())
                 if chosen:
                     _, utilization, residents = self.terms
-                    models = [model for wanted in self._wanted for model in wanted()]
-                    self._made = plan(models, chosen, utilization=utilization, residents=residents)
+                    wanted = [list(models()) for models in self._wanted]
+                    models = [model for of_one in wanted for model in of_one]
+                    made = plan(models, chosen, utilization=utilization, residents=residents)
+                    _check_stages(made, wanted)
+                    self._made = made
                     said = f"plan for {len(chosen)} GPUs ({chosen[0].name}):\n{self._made.table()}"
                     log.info("%s", said)
                     tqdm.write(said, file=sys.stderr)  # above a bar; logs of this level are in the file only
@@ -138,3 +141,14 @@ class Ground:
                 f"indices start at 0 and count what CUDA_VISIBLE_DEVICES leaves"
             )
         return [gpu for gpu in gpus if gpu.index in wanted]
+
+
+def _check_stages(made: Plan, wanted: Sequence[Sequence[Model]]) -> None:
+    """Raise BadInput where models of several engines would have to take turns with each other."""
+    for stage in made.stages:
+        groups = [{model.name for model in of_one}.intersection(stage.names) for of_one in wanted]
+        if len([group for group in groups if group]) > 1:
+            raise BadInput(
+                f"{', '.join(stage.names)} do not fit at once, and are of several engines, which do not take "
+                f"turns with each other. Give them one engine, leave out an agent, or free memory on the GPUs"
+            )

@@ -181,6 +181,7 @@ def load_model(
 
     if dtype == "auto" and device.type == "cpu":
         dtype = "float32"
+    loaded: Any = None
     try:
         with ONE_AT_A_TIME, _quiet():
             kind: Any = getattr(transformers, family) if isinstance(family, str) else family
@@ -202,11 +203,17 @@ def load_model(
         return loaded.to(device).eval()
     except BadInput:
         raise
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise Unavailable(f"{whose}: {model!r} does not fit on {device}; free memory there") from error
+    except torch.OutOfMemoryError:
+        pass  # nothing holds on to it, as its cause would: with it goes the part that did fit
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise _unusable(whose, model, "model", error) from error
+    del loaded
+    free_memory()
+    raise Unavailable(
+        f"{whose}: {model!r} does not fit on {device} beside what is there. Free memory there, give "
+        f"engine.residents=1, so that agents take turns, or choose engine=vllm, which quantises a model or "
+        f"spreads it over several GPUs"
+    )
 
 
 def free_memory() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GIB = 2**30
 _OVERHEAD = 2 * GIB  # CUDA context, activations and graphs of an engine; what vLLM takes for a model of 8B
@@ -30,7 +30,8 @@ class Model:
     at least; a model that only reads keeps `reads` bytes a token for as long as it does. It is spread
     over `gpus` GPUs, of the indices `only` where they are given. `share` is the fraction of each that it
     is to have, None for what is left. A model that `sleeps` can take turns. `places` are the draws that
-    it decodes at once.
+    it decodes at once. `wish` are bytes that it is given beside these where that lets all be there at once,
+    and `asleep` those that it keeps while it sleeps.
 
     `heads` are its attention heads, of which every GPU must have as many; None: not known, or not to be
     spread over more GPUs. Of the `pairs` of keys and values every GPU has as many too, or several have
@@ -55,6 +56,8 @@ class Model:
     settings: tuple[tuple[str, ...], ...] = ()
     device: str | None = None
     places: int = 0
+    wish: int = 0
+    asleep: int = _ASLEEP
 
     @property
     def beside(self) -> int:
@@ -143,11 +146,15 @@ def pack(models: Sequence[Model], gpus: Sequence[Gpu], utilization: float, resid
     several = sum(model.sleeps for model in models)
     if residents is None or residents >= several:
         try:
-            return _together(models, gpus, room)
+            return _together(models if residents is not None else _wished(models), gpus, room)
         except NoRoom:
             if residents is not None or not several:
                 raise
     return _by_turns(models, gpus, room, residents)
+
+
+def _wished(models: Sequence[Model]) -> list[Model]:
+    return [replace(model, overhead=model.overhead + model.wish) if model.wish else model for model in models]
 
 
 def _together(models: Sequence[Model], gpus: Sequence[Gpu], room: Mapping[int, int]) -> Plan:
@@ -260,8 +267,10 @@ def _stage(
     for awake in wanted:
         spare = {}
         for index, gpu in gpus.items():
-            needs = sorted(model.need(gpu) for model in members if gpu in places[model.name])
-            asleep = max(0, len(needs) - awake) * _ASLEEP
+            here = [model for model in members if gpu in places[model.name]]
+            wished = residents is None and awake > 1
+            needs = sorted(model.need(gpu) + (model.wish if wished else 0) for model in here)
+            asleep = max(0, len(needs) - awake) * max(model.asleep for model in here)
             count = min(awake, len(needs))
             spare[index] = (left[index] - asleep - sum(needs[-awake:])) // count
         if min(spare.values()) >= 0:

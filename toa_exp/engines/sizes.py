@@ -17,6 +17,7 @@ from toa_exp.errors import BadInput, choose
 
 log = logging.getLogger(__name__)
 
+CPU = "the CPU"
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes a parameter, scales and what stays in 16 bits included; vLLM quantises so while it loads.
 _QUANTISED = {"fp8": 1.15, "bitsandbytes": 0.7}
@@ -58,15 +59,17 @@ def size_of(
     dtype: str = "auto",
     quantization: str | None = None,
     cache_dtype: str = "auto",
+    own: bool = False,
 ) -> Size:
-    """What a model takes on a GPU with vLLM: weights as its files have them, in the format it is loaded in.
+    """What a model takes on a GPU: weights as its files have them, in the format it is loaded in.
 
-    `dtype` "auto" is that of the files, or 16 bits where they have 32. Raises BadInput as `weights_of`,
+    `dtype` "auto" is that of the files, or with vLLM, where it is not the files' `own`, 16 bits where they
+    have 32. Raises BadInput as `weights_of`,
     and where config.json has not the fields that the cache depends on.
     """
     given, config = _config(model, revision, whose)
     stored = _stored(config)
-    usual = "bfloat16" if stored == "float32" else stored
+    usual = "bfloat16" if stored == "float32" and not own else stored
     loaded = usual if dtype == "auto" else dtype
     weights = _weights(model, revision, whose, given, loaded, quantization)
     element = 1 if cache_dtype.startswith("fp8") else BYTES[loaded]
@@ -89,6 +92,16 @@ def main_memory() -> int:
         fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_memory(device: str) -> tuple[str, int]:
+    """Name and free bytes of a device, "auto" for CUDA where there is any."""
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        index = torch.device("cuda" if device == "auto" else device).index or 0
+        return f"cuda:{index}", torch.cuda.mem_get_info(index)[0]
+    return CPU, main_memory()
 
 
 def _config(model: str, revision: str | None, whose: str) -> tuple[dict[str, Any], dict[str, Any]]:
