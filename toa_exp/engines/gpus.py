@@ -78,7 +78,7 @@ class Ground:
         if other.terms != self.terms:
             raise BadInput(
                 f"engines on the same GPUs must agree in gpus, gpu_memory_utilization and residents: "
-                f"{other.terms} and {self.terms}"
+                f"{other.terms} and {self.terms}. One of transformers that is given a device is not planned"
             )
 
     def plan(self, gpus: Callable[[], Sequence[Gpu]] | None = None) -> Plan | None:
