@@ -21,6 +21,7 @@ from toa_exp.patience import Patience
 
 CONF = Path(toa_exp.__file__).with_name("conf")
 DRAWS = 64
+FEW_OR_MANY = pytest.mark.parametrize("number", [1, 4, DRAWS])
 Fault = Callable[[], Answer]
 
 
@@ -59,7 +60,7 @@ class Server:
         return answer(200, completion())
 
 
-def draws(server: Server) -> tuple[list[Sample | BaseException], float]:
+def draws(server: Server, number: int = DRAWS) -> tuple[list[Sample | BaseException], float]:
     """What comes of draws under the default settings, and the seconds that it took."""
     settings = OmegaConf.load(CONF / "engine/openai.yaml")
     fields = {name: value for name, value in settings.items() if name not in ("_target_", "base_url")}
@@ -69,26 +70,28 @@ def draws(server: Server) -> tuple[list[Sample | BaseException], float]:
         engine = OpenAI({"ash": agent()}, base_url="http://x/v1", **fields)
         engine._client = server  # type: ignore[assignment]
         patience = Patience(shared.retries, shared.backoff, lambda: None)
-        asked = [patience(engine.sample, draw(i)) for i in range(DRAWS)]
+        asked = [patience(engine.sample, draw(i)) for i in range(number)]
         results = await asyncio.gather(*asked, return_exceptions=True)
         return results, asyncio.get_running_loop().time()
 
     return passing(work)  # type: ignore[return-value]
 
 
+@FEW_OR_MANY
 @pytest.mark.parametrize("fault", AWAY)
-def test_a_server_that_is_away_for_minutes_is_waited_for(fault):
+def test_a_server_that_is_away_for_minutes_is_waited_for(fault, number):
     server = Server(fault, back=500.0)
-    results, seconds = draws(server)
+    results, seconds = draws(server, number)
     assert all(isinstance(result, Sample) for result in results)
     assert 500 < seconds < 620
     assert server.asked < 2 * DRAWS
 
 
+@FEW_OR_MANY
 @pytest.mark.parametrize("fault", AWAY)
-def test_a_server_that_stays_away_is_given_up_after_the_longest_wait(fault):
+def test_a_server_that_stays_away_is_given_up_after_the_longest_wait(fault, number):
     server = Server(fault, back=1e9)
-    results, seconds = draws(server)
+    results, seconds = draws(server, number)
     for result in results:
         assert type(result) is Permanent and "more than engine.longest_wait=600; run again" in str(result)
     assert 600 < seconds < 720

@@ -268,14 +268,20 @@ def _compose(
     """What Hydra would compose, for the `first_cell` of a sweep with its own part; None where it cannot."""
     GlobalHydra.instance().clear()
     try:
-        lines = [
-            f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
-            if override.is_sweep_override()
-            else str(override.input_line)
-            for override in overrides
-        ]
+        lines = [line for override in overrides if (line := _first_of(override)) is not None]
         lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return hydra.compose(config, lines, return_hydra_config=first_cell)
     except (HydraException, OmegaConfBaseException):
         return None
+
+
+def _first_of(override: Override) -> str | None:
+    """An override, of a sweep's the first; None where it cannot be told without Hydra's sweeper."""
+    if not override.is_sweep_override():
+        return override.input_line
+    try:
+        first = next(override.sweep_string_iterator(), None)
+    except HydraException:  # glob, interval
+        return None
+    return None if first is None else f"{override.get_key_element()}={first}"

@@ -181,14 +181,17 @@ def _decided(agent: Agent, config: DictConfig) -> Agent:
 
 
 def share_gpus(parts: Sequence[Engine | Reward]) -> Ground | None:
-    """Let all that run models here be placed together, by the first that plans; None where none does."""
-    planner = next((part for part in parts if hasattr(part, "ground") and part.ground is not None), None)
-    if planner is None:
+    """Let all that run models here be placed together, by the first that plans; None where none does.
+
+    One that was told how to plan comes before those that were not.
+    """
+    grounds = [own for part in parts if isinstance(own := getattr(part, "ground", None), Ground)]
+    if not grounds:
         return None
+    ground = max(grounds, key=lambda own: own.terms != Ground().terms)
     for part in parts:
-        if part is not planner and hasattr(part, "join"):
-            part.join(planner.ground)
-    ground: Ground = planner.ground
+        if hasattr(part, "join") and getattr(part, "ground", None) is not ground:
+            part.join(ground)
     return ground
 
 

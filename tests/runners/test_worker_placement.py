@@ -45,7 +45,7 @@ ENSEMBLE = {"_target_": "toa_exp.rewards.ensemble.Ensemble", "members": {"one": 
 @pytest.mark.parametrize(
     ("part", "share", "message"),
     [
-        (VLLM, Share(), "num_gpus=0.*Give it replicas=1 and num_gpus=1, or more$"),
+        (VLLM, Share(), "num_gpus=0.*Give it 'runner.agents={a: {replicas: 1, num_gpus: 1}}', or more$"),
         (VLLM, Share(replicas=0, num_gpus=1), "replicas=0"),
         (VLLM, Share(num_gpus=0.5), "num_gpus=0.5 and is run by vLLM"),
         (TRANSFORMERS, Share(), "device=cpu"),
@@ -55,7 +55,7 @@ ENSEMBLE = {"_target_": "toa_exp.rewards.ensemble.Ensemble", "members": {"one": 
 )
 def test_a_model_has_gpus_to_itself(part, share, message):
     with pytest.raises(BadInput, match=f"agent 'a' .*{message}"):
-        check_gpus("agent 'a'", share, part)
+        check_gpus("agent 'a'", share, part, "a")
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_a_model_has_gpus_to_itself(part, share, message):
     ],
 )
 def test_what_needs_no_gpu_of_its_own_may_do_without(part, share):
-    check_gpus("agent 'a'", share, part)
+    check_gpus("agent 'a'", share, part, "a")

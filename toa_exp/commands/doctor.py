@@ -131,13 +131,15 @@ async def _memory(
         finally:
             for part in parts:
                 await part.close()
+        seats = {} if plan is None else plan.seats
+        # A seat has the name of the first agent of its model.
+        seated = {(agent.model, agent.revision) for name, agent in local.items() if name in seats}
         models = [
             Weights.of_agent(agent, engines[name])
             for name, agent in local.items()
-            if plan is None or name not in plan.seats
+            if (agent.model, agent.revision) not in seated
         ]
-        placed = plan is not None and "reward" in plan.seats
-        if "device" in config.reward and config.reward.get("model") and not placed:
+        if "device" in config.reward and config.reward.get("model") and "reward" not in seats:
             models.append(Weights.of_reward(config.reward))
         check_memory(findings, models)
 

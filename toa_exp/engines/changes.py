@@ -11,7 +11,7 @@ from toa_exp.engines.packing import GIB, Gpu, Model, NoRoom, pack
 _STEP = 256  # tokens
 _FP8 = 0.58  # of weights in 16 bits: embeddings and scales are not quantised
 _CONTEXTS = (None, 32768, 16384, 8192, 4096)  # tokens; less would hold no prompt with its answer
-_TURNS = "agents that take turns, toa-exp run with engine=vllm engine.residents=auto"
+_TURNS = "agents that take turns, toa-exp run with {engine}engine.residents=auto"
 # Fields of a change that may turn out not to be needed: first those that have a say in samples.
 _UNDOING = (("weights", "quantised"), ("tokens",), ("share",), ("gpus",))
 _KEY = re.compile(r"\+*[A-Za-z_][A-Za-z0-9_-]*")  # what may stand between two dots on a command line
@@ -55,7 +55,11 @@ class Changes:
     def _fewer(self) -> list[str]:
         if self.residents is None or not replace(self, residents=None)._fits(self.models):
             return []
-        return [_TURNS]
+        return [self._turns()]
+
+    def _turns(self) -> str:
+        vllm = any(model.settings for model in self.models)
+        return _TURNS.format(engine="engine=vllm " if vllm else "")
 
     def _spread(self) -> list[str]:
         for size in self._sizes(self.culprit):
@@ -112,7 +116,7 @@ class Changes:
     def _by_turns(self) -> list[str]:
         if self.residents is None:
             return []
-        return [f"{_TURNS} and {mend}" for mend in replace(self, residents=None)._together()]
+        return [f"{self._turns()} and {mend}" for mend in replace(self, residents=None)._together()]
 
     def _changed(self, models: Sequence[Model], context: int | None, *, fp8: bool) -> list[Model] | None:
         """Models so changed that all fit, and no more than it takes; None where that was not found.

@@ -131,7 +131,7 @@ class Endpoint:
         rest, silence, longest = self.resume_at - now, now - self._failing_since, self.limits.longest_wait
         if rest > longest:
             what = f"asks to wait {rest:.0f} s"
-        elif rest > 0 and self._failures >= _DOWN and silence > longest:
+        elif rest >= 0 and self._failures >= _DOWN and silence > longest:
             what = f"has given no answer for {silence:.0f} s"
         else:
             return None
@@ -140,11 +140,11 @@ class Endpoint:
             f"is there, or allow for more. The last time: {self._reason}"
         )
 
-    def begin(self, now: float, timeout: float) -> Visit:
-        """Take a place."""
+    def begin(self, now: float, timeout: float, among: Sequence[Endpoint]) -> Visit:
+        """Take a place, for a request that any of the endpoints `among` which this is one may answer."""
         busy = self.busy_seconds(now)
         self.in_flight += 1
-        return Visit(self, now, busy, timeout)
+        return Visit(self, now, busy, timeout, among)
 
     def end(self, now: float) -> None:
         """Give a place back; it goes to whoever waits longest."""
@@ -199,7 +199,7 @@ class Endpoint:
         while self._waiting and self.free(now):
             waiter = self._waiting.popleft()
             if not waiter.place.done():  # it may have a place elsewhere, or have been cancelled
-                waiter.place.set_result(self.begin(now, waiter.timeout))
+                waiter.place.set_result(self.begin(now, waiter.timeout, waiter.endpoints))
 
     def _turn_away(self, now: float) -> None:
         """Tell those who can go nowhere else, so that a broken endpoint does not hold them for hours."""
@@ -214,13 +214,17 @@ class Visit:
     """A request under way; as a context manager it tells its endpoint how it ended.
 
     An answer after less than half of `timeout`, in seconds, is in time. Permanent and other errors
-    say nothing about the endpoint's load.
+    say nothing about the endpoint's load. A refusal becomes Permanent where all endpoints that might
+    have answered are given up.
     """
 
-    __slots__ = ("_busy", "_sent", "_timeout", "endpoint")
+    __slots__ = ("_among", "_busy", "_sent", "_timeout", "endpoint")
 
-    def __init__(self, endpoint: Endpoint, sent: float, busy: float, timeout: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, sent: float, busy: float, timeout: float, among: Sequence[Endpoint]
+    ) -> None:
         self.endpoint = endpoint
+        self._among = among
         self._sent = sent
         self._busy = busy
         self._timeout = timeout
@@ -241,6 +245,8 @@ class Visit:
         elif isinstance(error, Unavailable) and not isinstance(error, Permanent):
             self.endpoint.failed(error, self._sent, now)
         self.endpoint.end(now)
+        if isinstance(error, Refused) and (hopeless := _given_up(self._among, now)) is not None:
+            raise hopeless from error
 
 
 async def enter(endpoints: Sequence[Endpoint], timeout: float) -> Visit:
@@ -251,7 +257,7 @@ async def enter(endpoints: Sequence[Endpoint], timeout: float) -> Visit:
     now = asyncio.get_running_loop().time()
     free = [endpoint for endpoint in endpoints if endpoint.free(now)]
     if free:
-        return min(free, key=lambda endpoint: endpoint.load).begin(now, timeout)
+        return min(free, key=lambda endpoint: endpoint.load).begin(now, timeout, endpoints)
     hopeless = _given_up(endpoints, now)
     if hopeless is not None:
         raise hopeless

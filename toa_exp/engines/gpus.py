@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -78,7 +79,7 @@ class Ground:
         if other.terms != self.terms:
             raise BadInput(
                 f"engines on the same GPUs must agree in gpus, gpu_memory_utilization and residents: "
-                f"{other.terms} and {self.terms}. One of transformers that is given a device is not planned"
+                f"{other.terms} and {self.terms}"
             )
 
     def plan(self, gpus: Callable[[], Sequence[Gpu]] | None = None) -> Plan | None:
@@ -94,6 +95,9 @@ class Ground:
                     wanted = [list(models()) for models in self._wanted]
                     models = [model for of_one in wanted for model in of_one]
                     made = plan(models, chosen, utilization=utilization, residents=residents)
+                    if _mixed(made, wanted):  # a smaller cache than wished for is better
+                        models = [replace(model, wish=0) for model in models]
+                        made = plan(models, chosen, utilization=utilization, residents=residents)
                     _check_stages(made, wanted)
                     self._made = made
                     said = f"plan for {len(chosen)} GPUs ({chosen[0].name}):\n{self._made.table()}"
@@ -145,10 +149,18 @@ class Ground:
 
 def _check_stages(made: Plan, wanted: Sequence[Sequence[Model]]) -> None:
     """Raise BadInput where models of several engines would have to take turns with each other."""
+    if (stage := _mixed(made, wanted)) is not None:
+        raise BadInput(
+            f"{', '.join(stage.names)} do not fit at once, or are not to be there at once (residents), and "
+            f"are of several engines, which do not take turns with each other. Give them one engine, or all "
+            f"their engines residents=auto, leave out an agent, or free memory on the GPUs"
+        )
+
+
+def _mixed(made: Plan, wanted: Sequence[Sequence[Model]]) -> Stage | None:
+    """The first stage whose models are of several engines."""
     for stage in made.stages:
         groups = [{model.name for model in of_one}.intersection(stage.names) for of_one in wanted]
         if len([group for group in groups if group]) > 1:
-            raise BadInput(
-                f"{', '.join(stage.names)} do not fit at once, and are of several engines, which do not take "
-                f"turns with each other. Give them one engine, leave out an agent, or free memory on the GPUs"
-            )
+            return stage
+    return None

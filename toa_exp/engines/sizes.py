@@ -25,7 +25,7 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _INDEX = "model.safetensors.index.json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     """Bytes of the weights, bytes that a token takes in the KV cache, and the most tokens of a sequence.
 
@@ -64,8 +64,8 @@ def size_of(
     """What a model takes on a GPU: weights as its files have them, in the format it is loaded in.
 
     `dtype` "auto" is that of the files, or with vLLM, where it is not the files' `own`, 16 bits where they
-    have 32. Raises BadInput as `weights_of`,
-    and where config.json has not the fields that the cache depends on.
+    have 32. Raises BadInput as `weights_of`, and where config.json has not the fields that the cache
+    depends on.
     """
     given, config = _config(model, revision, whose)
     stored = _stored(config)
@@ -76,12 +76,12 @@ def size_of(
     window = config.get("max_position_embeddings") or config.get("n_positions")
     heads = _field(config, whose, *_HEADS)
     return Size(
-        weights,
-        _cache(config, whose) * element,
-        None if window is None else int(window),
-        heads,
-        int(config.get("num_key_value_heads") or heads),
-        bool(config.get("quantization_config")),
+        weights=weights,
+        cache=_cache(config, whose) * element,
+        window=None if window is None else int(window),
+        heads=heads,
+        pairs=int(config.get("num_key_value_heads") or heads),
+        quantised=bool(config.get("quantization_config")),
     )
 
 
@@ -159,7 +159,7 @@ def _field(config: Mapping[str, Any], whose: str, *names: str) -> int:
     if value is None:
         raise BadInput(
             f"{whose}: its config.json has no {' or '.join(names)}, so what it takes on a GPU is unknown; "
-            f"give its part of the GPU with options.gpu_memory_utilization=<fraction>"
+            f"with engine=vllm give its part of the GPU, options.gpu_memory_utilization=<fraction>"
         )
     return value
 
@@ -210,6 +210,6 @@ def _counted(config: Mapping[str, Any], whose: str) -> int:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{whose}: transformers knows no model of its config.json ({error}), so what it takes on a GPU "
-            f"is unknown; give its part of the GPU with options.gpu_memory_utilization=<fraction>"
+            f"is unknown; with engine=vllm give its part of a GPU, options.gpu_memory_utilization=<fraction>"
         ) from error
     return sum(weight.numel() for weight in model.parameters())

@@ -81,12 +81,8 @@ class Transformers:
         return {} if dtype == "auto" else {"dtype": dtype}
 
     def join(self, ground: Ground) -> None:
-        """Be placed together with what else is on `ground`, where no device is named.
-
-        Raises BadInput where the terms differ.
-        """
+        """Be placed together with what else is on `ground`, on its terms, where no device is named."""
         if self.ground is not None:
-            ground.check(self.ground)
             self.ground = ground
             ground.add(self.models)
 

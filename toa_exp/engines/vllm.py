@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -184,7 +184,7 @@ class Vllm:
         first = self._first()
         if plan is not None:
             stages = [(stage.names, stage.awake) for stage in plan.stages if set(stage.names) & set(first)]
-            self._check_sleepers(plan)
+            self._check_sleepers(plan, stages)
         elif self._residents is not None and self._residents < len(first):
             stages = [(tuple(first), self._residents)]
         else:
@@ -203,12 +203,12 @@ class Vllm:
             self._admission = Admission(places, cpu_at_once(len(first)))
         return turns
 
-    def _check_sleepers(self, plan: Plan) -> None:
+    def _check_sleepers(self, plan: Plan, stages: Sequence[tuple[Sequence[str], int]]) -> None:
         """Raise BadInput where the weights of those that sleep do not fit into the machine's memory."""
         asleep, there = 0, main_memory()
-        for stage in plan.stages:
-            weights = sorted(plan.seats[name].model.weights for name in stage.names)
-            asleep += sum(weights[stage.awake - 1 :])  # in a swap one sleeps before another wakes
+        for names, awake in stages:
+            weights = sorted(plan.seats[name].model.weights for name in names)
+            asleep += sum(weights[awake - 1 :])  # in a swap one sleeps before another wakes
         if self._level == 1 and asleep > there:
             raise BadInput(
                 f"agents that take turns keep up to {asleep / GIB:.1f} GiB of weights in the machine's "

@@ -38,8 +38,8 @@ def check_vllm() -> None:
         ) from error
     except (ImportError, OSError) as error:
         raise BadInput(
-            f"vllm cannot be imported ({error}); install it for the torch that is here, in an environment "
-            f"of its own: pip install -e '.[vllm]' in the folder of toa-exp"
+            f"vllm cannot be imported ({error}); install it with the torch that it wants: "
+            f"pip install -e '.[vllm]' in the folder of toa-exp, without constraints.txt"
         ) from error
 
 

@@ -51,8 +51,9 @@ class Actor:
             agents = agents_of(self._settings.config["ensemble"])
             engine = place.engine(config, {self._agent: agents[self._agent]})
             self._part, self._ask = engine, engine.sample
-        if hasattr(self._part, "ground"):
-            await asyncio.to_thread(self._part.ground.plan)  # which would be made for the first draw
+        ground = getattr(self._part, "ground", None)
+        if ground is not None:
+            await asyncio.to_thread(ground.plan)  # which would be made for the first draw
 
     async def ask(self, *given: Any) -> Any:
         """The sample of a draw, or the score of a problem's text."""

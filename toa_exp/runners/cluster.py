@@ -94,18 +94,13 @@ class Spread:
                 f"store=postgresql store.url=postgresql://user@host:5432/database"
             )
         resources = [node["Resources"] for node in nodes()]
-        named = {
-            f"agent {name!r} (runner.agents.{name})": (
-                place.agent_share(name),
-                engine_node(job.config, agent),
-            )
-            for name, agent in job.engine.agents.items()
-        }
-        named["the reward (runner.reward)"] = (place.reward_share, job.config.reward)
+        agents = job.engine.agents
+        shares = [(f"agent {name!r} (runner.agents.{name})", place.agent_share(name)) for name in agents]
+        shares.append(("the reward (runner.reward)", place.reward_share))
         if any(node.get("GPU") for node in resources):
-            for what, (share, part) in named.items():
-                check_gpus(what, share, part)
-        shares = [(what, share) for what, (share, _) in named.items()]
+            parts = [*(engine_node(job.config, agent) for agent in agents.values()), job.config.reward]
+            for (what, share), part, name in zip(shares, parts, [*agents, None], strict=True):
+                check_gpus(what, share, part, name)
         check(resources, [("a worker (runner.num_cpus)", place.worker), *shares])
 
     @asynccontextmanager

@@ -13,27 +13,35 @@ from toa_exp.rewards.vllm_classifier import VllmClassifier
 from toa_exp.runners.placement import Share
 
 
-def check_gpus(what: str, share: Share, part: Mapping[str, Any]) -> None:
+def check_gpus(what: str, share: Share, part: Mapping[str, Any], agent: str | None) -> None:
     """Raise BadInput where a model would share a GPU of the cluster with others that know nothing of it.
 
-    `part` is what the configuration says of an agent's engine or of the reward. From an actor without
-    GPUs Ray hides none, so that all of them would take the first of their machine.
+    `part` is what the configuration says of the engine of an `agent`, or of the reward (None). From an
+    actor without GPUs Ray hides none, so that all of them would take the first of their machine.
     """
     targets = _on_gpus(part)
     if not targets:
         return
     if not share.replicas or not share.num_gpus:
-        elsewhere = "" if _of_vllm(targets) else ", or keep it on the CPU (device=cpu)"
+        device = "reward.device=cpu" if agent is None else "engine.device=cpu"
+        elsewhere = "" if _of_vllm(targets) else f"; or keep it on the CPU, {device}"
         raise BadInput(
             f"{what} runs a model where there are GPUs, with replicas={share.replicas} and num_gpus="
             f"{share.num_gpus:g}, so that none is set aside for it: all such models of a machine would go on "
-            f"its first GPU. Give it replicas=1 and num_gpus=1, or more{elsewhere}"
+            f"its first GPU. Give it {_whole(agent)}, or more{elsewhere}"
         )
     if share.num_gpus < 1 and _of_vllm(targets):
         raise BadInput(
             f"{what} has num_gpus={share.num_gpus:g} and is run by vLLM, which measures what is free on a "
-            f"GPU and takes its part of it, as if no other did the same; give it num_gpus=1, or more"
+            f"GPU and takes its part of it, as if no other did the same; give it {_whole(agent)}, or more"
         )
+
+
+def _whole(agent: str | None) -> str:
+    """The overrides that give an agent, or the reward, a GPU."""
+    if agent is None:
+        return "runner.reward.replicas=1 runner.reward.num_gpus=1"
+    return f"'runner.agents={{{agent}: {{replicas: 1, num_gpus: 1}}}}'"
 
 
 def _on_gpus(part: Mapping[str, Any]) -> list[Any]:
