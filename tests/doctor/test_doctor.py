@@ -300,6 +300,16 @@ def test_models_for_gpus_are_placed_as_a_run_places_them(doctor, tmp_path, monke
     assert line == "OK   memory: " + "; ".join(" ".join(row.split()) for row in plan.table().splitlines())
 
 
+def test_agents_of_one_model_that_is_placed_are_not_weighed_again(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    monkeypatch.setattr(memory, "free_memory", lambda device: ("cuda:0", 24 * GIB))
+    model = weights(tmp_path / "a", 14)
+    given = ["task=simulated", "engine=vllm", agents(a=f"model:{model}", b=f"model:{model}")]
+    _, lines, _ = doctor(*given)
+    (line,) = [line for line in lines if " memory: " in line]
+    assert line.startswith("OK   memory: ") and " a 0 14.0 " in line
+
+
 def test_models_that_no_run_could_place_fail(doctor, tmp_path, monkeypatch):
     monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
     status, lines, _ = doctor(*local_vllm(tmp_path, 30))

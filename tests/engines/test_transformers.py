@@ -505,6 +505,8 @@ def test_the_reward_is_planned_for_and_other_engines_take_no_turns_with_it(three
     of_size(monkeypatch, 15)
     with pytest.raises(BadInput, match=r"ash, oak do not fit at once, or .* are of several engines"):
         first.ground.plan()
+    on_gpus(monkeypatch, 48)
+    assert not first.ground.plan().stages  # with smaller caches than wished for
     named = Transformers({"ash": agents[0]}, device="cuda:0")
     named.join(engine.ground)
     assert named.ground is None
@@ -527,6 +529,7 @@ def test_a_load_that_memory_is_too_small_for_is_tried_once_for_all_who_wait(fold
     async def run() -> tuple[list[BaseException | Sample], list[Sample]]:
         engine = Transformers({"ash": agent(folder)}, **CPU)
         errors = await asyncio.gather(*map(engine.sample, draws), return_exceptions=True)
+        await asyncio.sleep(0.5)  # as a run does before it tries again; else these are told the same
         again = await asyncio.gather(*map(engine.sample, draws))
         await engine.close()
         return errors, again

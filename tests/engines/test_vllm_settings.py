@@ -17,6 +17,7 @@ from toa_exp.draws import Draw
 from toa_exp.engines import gpus
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.packing import GIB, Gpu
+from toa_exp.engines.transformers import Transformers
 from toa_exp.engines.vllm import Vllm
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent, agents_of
@@ -145,6 +146,16 @@ def test_agents_and_reward_are_placed_together(folder, tmp_path):
     assert there.ground is here.ground
     with pytest.raises(BadInput, match="must agree"):
         share_gpus([here, engine(agent(folder), residents=1)])
+
+
+@pytest.mark.parametrize("settings", [{}, {"gpus": [1]}, {"gpu_memory_utilization": 0.5}])
+def test_models_of_transformers_are_placed_on_the_terms_of_vllm(folder, settings):
+    theirs, ours = Transformers({"oak": agent(folder, "oak")}), engine(agent(folder, "ash"), **settings)
+    ground = share_gpus([theirs, ours])
+    assert theirs.ground is ours.ground is ground
+    made = ground.plan(lambda: [Gpu(index, "a GPU", 24 * GIB, 24 * GIB) for index in (0, 1)])
+    assert set(made.seats) == {"ash", "oak"} and not made.stages
+    assert {seat.gpus for seat in made.seats.values()} <= {(index,) for index in settings.get("gpus", (0, 1))}
 
 
 def test_a_reward_on_a_named_device_is_not_placed(tmp_path):

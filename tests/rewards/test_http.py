@@ -11,7 +11,7 @@ from remote import KEY, alone
 from toa_exp.core import Problem
 from toa_exp.cost import architecture
 from toa_exp.draws import Score
-from toa_exp.engines.endpoints import Refused
+from toa_exp.engines.endpoints import Late, Refused
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.rewards.http import HTTP
 
@@ -114,7 +114,7 @@ def test_errors_say_whether_they_may_pass(answer, kind, message):
 
 def test_a_server_that_is_not_there_or_hangs_is_refused():
     late = failure(Answer({"score": 1}, delay=5.0), timeout=0.05)
-    assert isinstance(late, Refused) and "no answer within 0.05 s" in str(late)
+    assert isinstance(late, Late) and "no answer within 0.05 s" in str(late)
     with serving(lambda _: Answer({"score": 1})) as server:
         pass
     failed = failure(Answer({"score": 1}), base_url=server.url)

@@ -183,7 +183,7 @@ def test_auto_takes_the_engines_server_and_else_vllm_where_there_is_one(tmp_path
 
 def test_without_vllm_the_built_in_server_stands_in_unless_vllm_is_asked_for(tmp_path, no_vllm):
     assert len(made(tmp_path, *LAB, "engine=openai", "reward=verifier").servers) == 1
-    with pytest.raises(BadInput, match=r"agent 'ada': vllm is not installed.*toa-exp\[vllm\].*server=transf"):
+    with pytest.raises(BadInput, match=r"agent 'ada': vllm is not installed.*\.\[vllm\].*server=transf"):
         made(tmp_path, *LAB, "server=vllm")
 
 
