@@ -161,19 +161,22 @@ def test_changes_that_are_told_make_all_models_fit(seed):
         [said] = str(error).split("What would do: ")[1:]
     else:
         return
-    if said.startswith("all of these together"):
-        changed = []
-        for model in models:
-            here = dict(re.findall(rf"\.{model.name}\.options\.(\w+)=(\w+)", said))
-            fp8 = "quantization" in here
-            changed.append(
-                Model(
-                    model.name, int(model.weights * (0.58 if fp8 else 1)), model.cache,
-                    int(here.get("max_model_len", model.tokens)),
-                    gpus=int(here.get("tensor_parallel_size", 1)),
-                )
-            )  # fmt: skip
-        assert len(plan(changed, there).seats) == len(models)
+    for way in said.split("; or "):
+        if alone := re.fullmatch(r"a GPU of (\d+) GiB or more for (m\d) alone", way):
+            plan([model for model in models if model.name == alone[2]], cards(1, int(alone[1]) + 1))
+        elif more := re.fullmatch(r"(\d) more GPUs? of (\d+) GiB", way):
+            plan(models, cards(len(there) + int(more[1]), int(more[2])))
+        else:
+            assert "options." in way
+            assert len(plan([changed(model, way) for model in models], there).seats) == len(models)
+
+
+def changed(model: Model, said: str) -> Model:
+    """The model with the overrides that it is told of."""
+    here = dict(re.findall(rf"\.{model.name}\.options\.(\w+)=(\w+)", said))
+    weights = int(model.weights * (0.58 if "quantization" in here else 1))
+    tokens, size = int(here.get("max_model_len", model.tokens)), int(here.get("tensor_parallel_size", 1))
+    return Model(model.name, weights, model.cache, tokens, gpus=size)
 
 
 def test_gpus_without_a_model_are_named_with_what_would_use_them():
