@@ -128,7 +128,8 @@ def test_a_model_without_a_gpu_is_refused_on_a_cluster_that_has_some(cluster, tm
     command = ["run", "task=lab_math", "ensemble=lab", "runner=ray", f"runner.address={cluster.address}"]
     result = cli(*command, "tracking.mode=disabled", cwd=tmp_path)
     assert result.returncode == 2 and "agent 'ada' (runner.agents.ada) runs a model" in result.stderr
-    assert "num_gpus=1" in result.stderr and "Traceback" not in result.stderr
+    assert "'runner.agents={ada: {replicas: 1, num_gpus: 1}}'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
