@@ -120,7 +120,8 @@ async def _memory(
         for target in (_VLLM, _TRANSFORMERS):
             members = {n: agent for n, agent in local.items() if engines[n].get("_target_") == target}
             # What keeps the transformers engine from being built is told when its agents are asked.
-            with contextlib.suppress(*[BadInput] * (target == _TRANSFORMERS)):
+            told_later = [BadInput] if target == _TRANSFORMERS else []
+            with contextlib.suppress(*told_later):
                 if members:
                     engine = engine_of(config, members)
                     parts += getattr(engine, "engines", [engine])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from toa_exp.doctor.findings import Findings
+from toa_exp.engines import residents
 from toa_exp.engines.base import Engine
 from toa_exp.engines.packing import GIB, Plan
-from toa_exp.engines.residents import ROOM, fitting
-from toa_exp.engines.sizes import CPU, free_memory, weights_of
+from toa_exp.engines.sizes import free_memory
 from toa_exp.engines.turns import check_residents
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput
@@ -23,17 +23,14 @@ _TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model that is to be loaded: whose it is, and where and in which number format it runs.
+    """A model that is to be loaded, and where.
 
     It takes turns with those of the same `engine`, of which `residents` are in memory at once, None for as
     many as fit; without an engine it stays.
     """
 
-    whose: str
-    model: str
-    revision: str | None
+    what: residents.Weights
     device: str
-    dtype: str
     engine: str | None = None
     residents: int | None = None
 
@@ -41,24 +38,18 @@ class Weights:
     def of_agent(cls, agent: Agent, engine: DictConfig) -> Weights:
         """Those of an agent that runs in this process."""
         dtype = str(agent.options.get("dtype", engine.get("dtype", "auto")))
-        device = str(engine.get("device", "auto"))
-        residents = check_residents(engine.get("residents", "auto"))
+        given = check_residents(engine.get("residents", "auto"))
         weighs = engine.get("_target_") == _TRANSFORMERS  # vLLM on a CPU has all of them awake
-        turns = None if residents is None and not weighs else agent.engine or "engine"
-        return cls(f"agent {agent.name!r}", agent.model, agent.revision, device, dtype, turns, residents)
+        turns = None if given is None and not weighs else agent.engine or "engine"
+        what = residents.Weights.of_agent(agent, dtype)
+        return cls(what, str(engine.get("device", "auto")), turns, given)
 
     @classmethod
     def of_reward(cls, reward: DictConfig) -> Weights:
         """Those of a reward with a model."""
-        device, dtype = str(reward.get("device", "auto")), str(reward.get("dtype", "auto"))
-        return cls("reward", str(reward.get("model")), reward.get("revision"), device, dtype)
-
-    def size(self) -> int:
-        """Bytes. Raises BadInput where they cannot be found out."""
-        dtype = self.dtype
-        if dtype == "auto" and free_memory(self.device)[0] == CPU:
-            dtype = "float32"
-        return weights_of(self.model, self.revision, self.whose, dtype=dtype)
+        model, dtype = str(reward.get("model")), str(reward.get("dtype", "auto"))
+        what = residents.Weights("reward", model, reward.get("revision"), dtype)
+        return cls(what, str(reward.get("device", "auto")))
 
 
 def check_memory(findings: Findings, models: Sequence[Weights]) -> None:
@@ -66,11 +57,11 @@ def check_memory(findings: Findings, models: Sequence[Weights]) -> None:
     devices: dict[str, dict[tuple[str, ...], tuple[Weights, int]]] = {}
     for one in models:
         try:
-            size = one.size()
+            size = one.what.size(free_memory(one.device)[0])
         except BadInput as error:
-            findings.warn("memory", f"how much {one.whose} takes is not known: {error}")
+            findings.warn("memory", f"how much {one.what.whose} takes is not known: {error}")
         else:
-            key = (one.model, str(one.revision), one.dtype)
+            key = (one.what.model, str(one.what.revision), one.what.dtype)
             devices.setdefault(one.device, {}).setdefault(key, (one, size))
     for device, sizes in devices.items():
         _weigh(findings, device, list(sizes.values()))
@@ -82,12 +73,12 @@ def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[Weights, int]]
     turns = ""
     for engine in dict.fromkeys(one.engine for one, _ in sizes if one.engine is not None):
         weights = sorted((size for one, size in sizes if one.engine == engine), reverse=True)
-        residents = next(one.residents for one, _ in sizes if one.engine == engine)
-        awake = residents or max(1, fitting(weights, free))
+        given = next(one.residents for one, _ in sizes if one.engine == engine)
+        awake = given or max(1, residents.fitting(weights, free))
         total += sum(weights[:awake])
         if awake < len(weights):
             turns += f"; {awake} of {len(weights)} agents at a time"
-    each = ", ".join(f"{one.whose} {size / GIB:.2f}" for one, size in sizes)
+    each = ", ".join(f"{one.what.whose} {size / GIB:.2f}" for one, size in sizes)
     said = f"{total / GIB:.2f} GiB of weights ({each}{turns}), {free / GIB:.1f} GiB free on {place}"
     if total > free:
         findings.fail(
@@ -95,7 +86,7 @@ def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[Weights, int]]
             f"{said}: they do not fit. Load fewer at a time (engine.residents=1), leave out an agent, set "
             f"dtype=bfloat16, take smaller models, or serve some elsewhere and use engine=openai",
         )
-    elif total > ROOM * free:
+    elif total > residents.ROOM * free:
         findings.warn(
             "memory",
             f"{said}: little is left for the caches. Lower engine.max_batch_tokens or engine.residents, or "
