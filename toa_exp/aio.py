@@ -4,12 +4,49 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
+
+from toa_exp.errors import Unavailable
 
 _AHEAD = 4  # times `at_once`: how far results may run ahead of one that is slow
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+
+
+class Once(Generic[Value]):
+    """What whoever asks first has made, for all; it is made again after Unavailable, and after `end`."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, Value]]) -> None:
+        self._make = make
+        self._making: asyncio.Task[Value] | None = None
+
+    async def get(self) -> Value:
+        """The value. One who is cancelled ends only its own waiting."""
+        if self._making is None:
+            self._making = asyncio.create_task(self._make())
+        making = self._making
+        try:
+            return await asyncio.shield(making)
+        except Unavailable:
+            if self._making is making:
+                self._making = None
+            raise
+
+    @property
+    def made(self) -> Value | None:
+        """The value where there is one already."""
+        making = self._making
+        done = making is not None and making.done() and not making.cancelled() and making.exception() is None
+        return making.result() if making is not None and done else None
+
+    async def end(self) -> Value | None:
+        """Forget the value, after waiting for it; None where there is none."""
+        making, self._making = self._making, None
+        if making is None:
+            return None
+        await asyncio.wait([making])
+        return None if making.cancelled() or making.exception() is not None else making.result()
 
 
 async def gather_all(runs: Sequence[Coroutine[Any, Any, Value]]) -> list[Value]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
+from toa_exp.aio import Once
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
@@ -17,7 +18,7 @@ from toa_exp.engines.residents import Weights, at_once
 from toa_exp.engines.sizes import size_of
 from toa_exp.engines.turns import Turns, check_residents
 from toa_exp.ensemble import Agent
-from toa_exp.errors import BadInput, Unavailable, choose
+from toa_exp.errors import BadInput, choose
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Transformers:
         self._first = {self._key(agent): name for name, agent in reversed(list(agents.items()))}
         self._residents = check_residents(residents)
         self._patience = patience
-        self._opening: asyncio.Task[None] | None = None
+        self._opened = Once(lambda: asyncio.to_thread(self._open))
         self._turns: dict[str, Turns] = {}
         self._gpus: dict[str, int] = {}
         self.ground: Ground | None = None
@@ -96,16 +97,14 @@ class Transformers:
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw; its seconds are its share of every step it took part in."""
-        await self._opened()
+        await self._opened.get()
         agent = self.agents[draw.request.agent]
         async with self._turn(agent):
             return await self._lanes.sample(draw, agent)
 
     async def close(self) -> None:
         """End the thread after the step at work, and free the models."""
-        opening, self._opening = self._opening, None
-        if opening is not None:
-            await asyncio.gather(opening, return_exceptions=True)
+        await self._opened.end()
         for turns in set(self._turns.values()):
             await turns.close()
         await self._lanes.close()
@@ -114,19 +113,8 @@ class Transformers:
         """What there is to say of time sharing."""
         return [turns.report() for turns in dict.fromkeys(self._turns.values())]
 
-    async def _opened(self) -> None:
-        """Whoever asks first has it decided where the models are, and which of them take turns."""
-        if self._opening is None:
-            self._opening = asyncio.create_task(asyncio.to_thread(self._open))
-        opening = self._opening
-        try:
-            await asyncio.shield(opening)
-        except Unavailable:
-            if self._opening is opening:
-                self._opening = None  # the next one tries again
-            raise
-
     def _open(self) -> None:
+        """Decide where the models are, and which of them take turns."""
         try:
             plan = None if self.ground is None else self.ground.plan()
         except BadInput as error:

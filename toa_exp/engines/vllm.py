@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+from toa_exp.aio import Once
 from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines import loading
@@ -87,7 +88,7 @@ class Vllm:
             name: first.setdefault(repr((agent.model, agent.revision, self._settings[name])), name)
             for name, agent in agents.items()
         }
-        self._opening: asyncio.Task[Mapping[str, Turns]] | None = None
+        self._turns = Once(lambda: asyncio.to_thread(self._open))
         self._admission: Admission | None = None
         self._served: dict[str, Served] = {}
         self.ground = Ground(gpus, gpu_memory_utilization, self._residents)
@@ -117,7 +118,7 @@ class Vllm:
         """The sample of a draw; its seconds are its share of the engine's."""
         agent = self.agents[draw.request.agent]
         serving = self._serving[agent.name]
-        turns = (await self._opened()).get(serving)
+        turns = (await self._turns.get()).get(serving)
         served = self._served[serving]
         prompt = await served.tokens(draw)
         async with self._turn(turns, serving):
@@ -126,24 +127,19 @@ class Vllm:
     async def close(self) -> None:
         """End all engines."""
         self._said = self.report()
-        opening, self._opening = self._opening, None
+        turns = await self._turns.end() or {}
         served, self._served = self._served, {}
-        if opening is None:
-            return
-        [turns] = await asyncio.gather(opening, return_exceptions=True)
         async with AsyncExitStack() as held:
             for one in served.values():
                 held.callback(one.thread.shutdown)
                 held.push_async_callback(one.process.close)
-            if not isinstance(turns, BaseException):
-                for several in set(turns.values()):
-                    held.push_async_callback(several.close)
+            for several in set(turns.values()):
+                held.push_async_callback(several.close)
 
     def report(self) -> list[str]:
         """What there is to say of time sharing."""
-        if self._opening is None or not self._opening.done() or self._opening.exception() is not None:
-            return self._said
-        return [turns.report() for turns in dict.fromkeys(self._opening.result().values())]
+        made = self._turns.made
+        return self._said if made is None else [turns.report() for turns in dict.fromkeys(made.values())]
 
     @asynccontextmanager
     async def _turn(self, turns: Turns | None, name: str) -> AsyncIterator[None]:
@@ -157,18 +153,6 @@ class Vllm:
                 yield
         else:
             yield
-
-    async def _opened(self) -> Mapping[str, Turns]:
-        """The turns, by agent; whoever asks first has the places taken."""
-        if self._opening is None:
-            self._opening = asyncio.create_task(asyncio.to_thread(self._open))
-        opening = self._opening
-        try:
-            return await asyncio.shield(opening)
-        except Unavailable:
-            if self._opening is opening:
-                self._opening = None  # the next one tries again
-            raise
 
     def _first(self) -> dict[str, Agent]:
         """The first agent of every model."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from toa_exp.aio import Once
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.orphans import Guard
@@ -54,8 +55,7 @@ class Process:
         self._recipe = recipe
         self._ground = ground
         self._seat = seat
-        self._start: asyncio.Task[Any] | None = None
-        self._live: Any = None
+        self._engine = Once(self._started)
         self._ran = False
         self._guard: Guard | None = None
         self._asleep = False
@@ -67,12 +67,12 @@ class Process:
 
     async def window(self) -> int:
         """The most tokens of prompt and answer together."""
-        engine = await self._engine()
+        engine = await self._engine.get()
         return int(engine.model_config.max_model_len)
 
     async def hf_config(self) -> Any:
         """The model's configuration, as transformers has it."""
-        engine = await self._engine()
+        engine = await self._engine.get()
         return engine.model_config.hf_config
 
     async def generate(self, prompt: Sequence[int], params: SamplingParams) -> tuple[RequestOutput, float]:
@@ -87,7 +87,7 @@ class Process:
 
     async def wake(self) -> None:
         """Have the weights in place: start the engine, or end its sleep."""
-        engine = await self._engine()
+        engine = await self._engine.get()
         if not self._asleep:
             return
         try:
@@ -104,10 +104,10 @@ class Process:
 
     async def sleep(self) -> None:
         """Free the memory: on a GPU the process stays and sleeps, on a CPU it ends."""
-        if self._start is None or not self._sleeps:
+        engine = self._engine.made
+        if engine is None or not self._sleeps:
             await self.close()
             return
-        engine = await self._engine()
         try:
             await engine.sleep(level=self._recipe.level, mode="wait")
             self._asleep = True
@@ -117,13 +117,9 @@ class Process:
 
     async def close(self) -> None:
         """End the process."""
-        start, self._start, self._live = self._start, None, None
         self._asleep = False
-        if start is None:
-            return
-        try:
-            engine: Any = await start
-        except (BadInput, Unavailable):
+        engine = await self._engine.end()
+        if engine is None:
             return
         reader = engine.output_handler
         if reader is not None and not self._under_way:  # else they are told by it
@@ -133,7 +129,7 @@ class Process:
     async def _ask(self, what: str, prompt: Sequence[int], params: Any) -> tuple[Any, float]:
         from vllm.inputs import tokens_input
 
-        engine = await self._engine()
+        engine = await self._engine.get()
         answer = None
         began = self._clock(0)
         self._clock(1)
@@ -165,7 +161,7 @@ class Process:
 
         whose = self._recipe.whose
         if isinstance(error, EngineDeadError) or engine.errored:
-            if self._live is engine:  # else another one's request was first to find out
+            if self._engine.made is engine:  # else another one's request was first to find out
                 await self.close()
             return Unavailable(
                 f"{whose}: the vLLM engine of {self._recipe.model!r} died; what it printed says why. It is "
@@ -176,25 +172,12 @@ class Process:
             return BadInput(f"{whose}: vLLM refuses a request to {self._recipe.model!r}: {error}")
         return Unavailable(f"{whose}: vLLM failed a request to {self._recipe.model!r}: {error!r}")
 
-    async def _engine(self) -> Any:
-        """The engine; whoever asks first starts it."""
-        if self._start is None:
-            self._start = asyncio.create_task(self._started())
-        start = self._start
-        try:
-            engine = await asyncio.shield(start)
-        except Unavailable:
-            if self._start is start:
-                self._start = None  # the next one tries again
-            raise
-        if self._start is start:
-            self._live, self._ran = engine, True
-        return engine
-
     async def _started(self) -> Any:
         # vLLM keeps the frames that its import is in until the end of the process, and what they hold.
         await asyncio.to_thread(self._import)
-        return await asyncio.to_thread(self._begin)
+        engine = await asyncio.to_thread(self._begin)
+        self._ran = True
+        return engine
 
     def _import(self) -> None:
         with self._surroundings(), loading.ONE_AT_A_TIME:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from toa_exp.aio import Once
 from toa_exp.core import Problem
 from toa_exp.cost import Architecture
 from toa_exp.draws import Score
@@ -17,7 +18,7 @@ from toa_exp.engines.packing import Model, Plan
 from toa_exp.engines.vllm_process import Process, Recipe
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import model_config
-from toa_exp.errors import BadInput, Permanent, Unavailable
+from toa_exp.errors import BadInput, Permanent
 from toa_exp.rewards.base import Range
 from toa_exp.rewards.classifier import chat_of, label_of
 from toa_exp.rewards.model import DECIMALS, Source, too_long
@@ -76,7 +77,7 @@ class VllmClassifier:
         self._seat = _NAME
         self.ground = Ground()
         self.ground.add(self.models)
-        self._opening: asyncio.Task[Process] | None = None
+        self._process = Once(self._open)
 
     def join(self, ground: Ground, seat: str = _NAME) -> None:
         """Be placed together with the agents, under the name `seat`."""
@@ -99,7 +100,7 @@ class VllmClassifier:
         """The score of one text; its tokens are all that the model read."""
         loop = asyncio.get_running_loop()
         ids = await loop.run_in_executor(self._thread, self._read, problem.prompt, text)
-        process = await self._opened()
+        process = await self._process.get()
         window = min(await process.window(), self._tokenizer.model_max_length)
         if len(ids) > window:
             raise too_long(self._source.model, len(ids), window)
@@ -118,25 +119,11 @@ class VllmClassifier:
     async def close(self) -> None:
         """End the process."""
         self._thread.shutdown()
-        opening, self._opening = self._opening, None
-        if opening is not None:
-            [process] = await asyncio.gather(opening, return_exceptions=True)
-            if isinstance(process, Process):
-                await process.close()
-
-    async def _opened(self) -> Process:
-        """The process; whoever asks first has its place taken."""
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open())
-        opening = self._opening
-        try:
-            return await asyncio.shield(opening)
-        except Unavailable:
-            if self._opening is opening:
-                self._opening = None  # the next one tries again
-            raise
+        if (process := await self._process.end()) is not None:
+            await process.close()
 
     async def _open(self) -> Process:
+        """The process, whose place on the GPUs is taken; it starts with the first text."""
         settings, source = self._settings, self._source
         plan = await asyncio.to_thread(self._plan)
         recipe = Recipe(
