@@ -13,8 +13,8 @@ from toa_exp.app import CONF
 from toa_exp.build import build, plain
 from toa_exp.engines import sizes
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import GIB, Gpu, Model, Plan
 from toa_exp.engines.placement import plan
+from toa_exp.engines.seats import GIB, Gpu, Model, Plan
 from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput
 from toa_exp.job import assemble, engine_of, share_gpus

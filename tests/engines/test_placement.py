@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import GIB, Gpu, Model, Plan
 from toa_exp.engines.placement import plan
+from toa_exp.engines.seats import GIB, Gpu, Model, Plan
 from toa_exp.engines.sizes import size_of
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.errors import BadInput

@@ -17,7 +17,7 @@ from toa_exp.core import Problem, Request
 from toa_exp.draws import Draw, Sample, canonical, digest, draw_key
 from toa_exp.engines import vllm_process
 from toa_exp.engines.loading import ONE_AT_A_TIME
-from toa_exp.engines.packing import GIB, Gpu
+from toa_exp.engines.seats import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
 from toa_exp.engines.vllm_environment import environment
 from toa_exp.ensemble import Agent

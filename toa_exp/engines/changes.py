@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from toa_exp.engines.packing import GIB, Gpu, Model, NoRoom, pack
+from toa_exp.engines.packing import NoRoom, pack
+from toa_exp.engines.seats import GIB, Gpu, Model
 
 _STEP = 256  # tokens
 _FP8 = 0.58  # of weights in 16 bits: embeddings and scales are not quantised

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from toa_exp.engines.packing import Gpu, Model, Plan, Stage
 from toa_exp.engines.placement import plan
+from toa_exp.engines.seats import Gpu, Model, Plan, Stage
 from toa_exp.errors import BadInput, Unavailable
 
 log = logging.getLogger(__name__)

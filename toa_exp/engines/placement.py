@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toa_exp.engines.changes import Changes
-from toa_exp.engines.packing import GIB, Gpu, Model, NoRoom, Plan, pack
+from toa_exp.engines.packing import NoRoom, pack
+from toa_exp.engines.seats import GIB, Gpu, Model, Plan
 from toa_exp.errors import BadInput
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toa_exp.engines.loading import device_of
-from toa_exp.engines.packing import GIB
+from toa_exp.engines.seats import GIB
 from toa_exp.engines.sizes import CPU, free_memory, weights_of
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput

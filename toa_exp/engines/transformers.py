@@ -13,8 +13,8 @@ from toa_exp.draws import Draw, Sample
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.lanes import Lane, Lanes
-from toa_exp.engines.packing import Model
 from toa_exp.engines.residents import Weights, at_once
+from toa_exp.engines.seats import Model
 from toa_exp.engines.sizes import size_of
 from toa_exp.engines.turns import Turns, check_residents
 from toa_exp.ensemble import Agent

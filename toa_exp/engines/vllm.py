@@ -14,7 +14,7 @@ from toa_exp.draws import Draw, Sample
 from toa_exp.engines import loading
 from toa_exp.engines.admission import Admission
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import GIB, Model, Plan
+from toa_exp.engines.seats import GIB, Model, Plan
 from toa_exp.engines.sizes import main_memory
 from toa_exp.engines.turns import Turns, check_residents
 from toa_exp.engines.vllm_environment import cpu_at_once

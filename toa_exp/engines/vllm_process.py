@@ -15,7 +15,7 @@ from toa_exp.aio import Once
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.orphans import Guard
-from toa_exp.engines.packing import Seat
+from toa_exp.engines.seats import Seat
 from toa_exp.engines.vllm_environment import check_vllm, environment
 from toa_exp.errors import BadInput, Unavailable, choose
 

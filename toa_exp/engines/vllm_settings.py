@@ -8,7 +8,7 @@ from typing import Any
 
 from toa_exp.build import call
 from toa_exp.engines import loading
-from toa_exp.engines.packing import GIB, Model
+from toa_exp.engines.seats import GIB, Model
 from toa_exp.engines.sizes import size_of
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose

@@ -11,7 +11,7 @@ from toa_exp.cost import Architecture
 from toa_exp.cost import architecture as architecture_of
 from toa_exp.draws import Score
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import Model
+from toa_exp.engines.seats import Model
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Range
 from toa_exp.tasks.base import references_of

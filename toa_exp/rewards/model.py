@@ -17,7 +17,7 @@ from toa_exp.cost import architecture as architecture_of
 from toa_exp.draws import Score
 from toa_exp.engines import checkpoints, loading
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import Model
+from toa_exp.engines.seats import Model
 from toa_exp.engines.sizes import weights_of
 from toa_exp.ensemble import check_revision, folder_digest, model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable

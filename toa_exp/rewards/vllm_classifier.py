@@ -14,7 +14,7 @@ from toa_exp.cost import Architecture
 from toa_exp.draws import Score
 from toa_exp.engines import loading
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import Model, Plan
+from toa_exp.engines.seats import Model, Plan
 from toa_exp.engines.vllm_process import Process, Recipe
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import model_config

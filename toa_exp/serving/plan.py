@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from toa_exp.build import build, plain
 from toa_exp.engines.gpus import Ground
-from toa_exp.engines.packing import Model, Seat
+from toa_exp.engines.seats import Model, Seat
 from toa_exp.engines.transformers import Transformers
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent

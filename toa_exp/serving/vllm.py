@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toa_exp.engines.connection import Connection
-from toa_exp.engines.packing import Seat
+from toa_exp.engines.seats import Seat
 from toa_exp.engines.vllm_environment import cpu_environment
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent
