@@ -123,11 +123,9 @@ def test_a_shard_that_kills_every_worker_is_given_up(monkeypatch):
     assert "3 workers were lost" in str(shard.results[0])
 
 
-class Placing:
-    """An actor that Ray places after some seconds."""
-
-    def __init__(self, seconds):
-        self.__ray_ready__ = Method(lambda: asyncio.sleep(seconds))
+def placing(what, seconds):
+    """Something that Ray places after some seconds."""
+    return what, Method(lambda: asyncio.sleep(seconds))
 
 
 def test_the_largest_are_started_first():
@@ -138,10 +136,11 @@ def test_the_largest_are_started_first():
 
 def test_who_is_not_placed_is_named(monkeypatch, caplog):
     monkeypatch.setattr(cluster, "_WORD", 0.05)
-    asyncio.run(cluster.placed({"a": [Placing(0), Placing(0.2)], None: [Placing(0.2)], "b": []}))
-    assert "1 x agent 'a'" in caplog.text and "1 x the reward" in caplog.text and "'b'" not in caplog.text
+    asyncio.run(cluster.placed([placing("a", 0), placing("b", 0.2), placing("b", 0.2), placing("c", 0.2)]))
+    (line,) = [record.getMessage() for record in caplog.records if "waiting" in record.message][:1]
+    assert "place 2 x b, 1 x c." in line and "`ray status`" in line
     caplog.clear()
-    asyncio.run(cluster.placed({"a": [Placing(0)], "b": []}))
+    asyncio.run(cluster.placed([placing("a", 0)]))
     assert not caplog.text
 
 

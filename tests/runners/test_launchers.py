@@ -62,6 +62,17 @@ def test_jobs_of_slurm_share_no_file(store, tmp_path):
     assert not (tmp_path / "results").exists()  # no job was made
 
 
+def test_a_machine_without_slurm_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = ["hydra/launcher=slurm", "store=postgresql", "store.url=postgresql://h/d", "method=toa,moa"]
+    result = cli(*SWEEP, *given, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "whose commands (srun, sbatch) are not on" in result.stderr
+    assert "hydra/launcher=submitit_local" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "results").exists()  # no job was made
+
+
 def test_a_file_is_shared_on_one_machine_alone(monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "is_initialized", lambda: True)

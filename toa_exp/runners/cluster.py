@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,7 @@ class Spread:
                     write(file, observer, problem, result)
 
             async with self._actors(settings) as actors:
+                await placed([("a worker (runner.num_cpus)", _room(place.worker))])
                 work = partial(self._solve, ray.put(settings), actors)
                 size = shard_size(job.problems, place.workers, place.shard)
                 await in_order(_parts(job.task.problems(), size), work, done, place.workers)
@@ -117,7 +118,7 @@ class Spread:
             for group in largest_first([*wanted, (None, place.reward_share)]):
                 made = {name: self._start(settings, name, share) for name, share in group}
                 started |= made
-                await placed(made)
+                await placed([(_named(name), actor.__ray_ready__) for name in made for actor in made[name]])
             await gather_all([_answer(actor.ready) for actor in all_actors()])
             yield Actors({name: started[name] for name in names}, started[None], place.patience)
             with contextlib.suppress(RayError):  # one that dies now is no loss
@@ -141,25 +142,33 @@ def largest_first(
         yield list(group)
 
 
-async def placed(actors: Mapping[str | None, Sequence[Any]]) -> None:
-    """Wait until Ray has placed the actors, by agent (None: the reward); names those it has not."""
-    waits = {
-        asyncio.create_task(_answer(actor.__ray_ready__)): name for name in actors for actor in actors[name]
-    }
+async def placed(wanted: Sequence[tuple[str, Any]]) -> None:
+    """Wait until Ray has a place for all that is wanted, each with a method that answers then.
+
+    What it has not placed after a while is named.
+    """
+    waits = {asyncio.create_task(_answer(method)): what for what, method in wanted}
     pending = set(waits)
     while pending:
         done, pending = await asyncio.wait(pending, timeout=_WORD, return_when=asyncio.FIRST_EXCEPTION)
         for wait in done:
             wait.result()
         if pending:
-            missing = Counter(
-                "the reward" if waits[one] is None else f"agent {waits[one]!r}" for one in pending
-            )
+            missing = Counter(waits[one] for one in pending)
             log.warning(
                 "waiting for Ray to place %s. What they take may be held by other jobs (`ray status`), or "
                 "split over machines",
                 ", ".join(f"{number} x {what}" for what, number in missing.items()),
             )
+
+
+def _named(agent: str | None) -> str:
+    return "the reward" if agent is None else f"agent {agent!r}"
+
+
+def _room(share: Share) -> Any:
+    """A task that does nothing, where there is room for a worker."""
+    return ray.remote(lambda: None).options(**share.options(), name="toa-exp room")
 
 
 def shard_size(problems: int, workers: int, most: int) -> int:

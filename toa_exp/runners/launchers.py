@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -37,6 +38,11 @@ def check_launcher(config: DictConfig) -> None:
             )
             check([node["Resources"] for node in nodes()], [("a cell (hydra.launcher.ray.remote)", cell)])
     check_store(config, launcher._target_)
+    if launcher._target_ == _SLURM and shutil.which("srun") is None:
+        raise BadInput(
+            "hydra/launcher=slurm hands its jobs to Slurm, whose commands (srun, sbatch) are not on this "
+            "machine's PATH; start the sweep where they are, or choose hydra/launcher=submitit_local"
+        )
 
 
 def check_store(config: DictConfig, launcher: str) -> None:
