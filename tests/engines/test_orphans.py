@@ -16,6 +16,9 @@ from toa_exp.engines.orphans import MARK, Guard
 guard = Guard()
 if sys.argv[1] == "marked":
     os.environ.update(MARK)
+if sys.argv[1] == "beside a zombie":
+    zombie = subprocess.Popen(["true"])
+    time.sleep(0.5)
 child = [sys.executable, "-c", "import time; time.sleep(600)"]
 parent = [sys.executable, "-c", f"import subprocess; subprocess.run({child})"]
 process = subprocess.Popen(parent)
@@ -39,7 +42,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("how", ["starting", "marked", "settled", "released"])
+@pytest.mark.parametrize("how", ["starting", "marked", "settled", "beside a zombie", "released"])
 def test_what_descends_from_a_process_that_is_killed_ends_unless_released(how):
     with subprocess.Popen([sys.executable, "-c", PARENT, how], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -323,6 +324,47 @@ def test_a_dead_engine_is_started_again(fake, folder):
     assert isinstance(dead, Unavailable) and "agent 'ash'" in str(dead) and "died" in str(dead)
     assert isinstance(again, Unavailable) and "still no memory" in str(again)
     assert alive.text == "ab"
+
+
+def test_an_engine_is_started_again_when_the_dead_one_has_ended(fake, folder, monkeypatch):
+    log: list[str] = []
+
+    class Noted:
+        def __init__(self) -> None:
+            self.number = len(fake.made)
+            log.append(f"guard {self.number}")
+
+        def settled(self) -> None:
+            log.append(f"{self.number} runs")
+
+        def close(self) -> None:
+            log.append(f"guard {self.number} ends")
+
+    def shut_down(llm: FakeLLM, timeout: float) -> None:
+        log.append("shuts down")
+        time.sleep(0.1)
+        log.append("is down")
+
+    monkeypatch.setattr(vllm_process, "Guard", Noted)
+    monkeypatch.setattr(FakeLLM, "shutdown", shut_down)
+    engine = Vllm(agents(folder, "ash"))
+
+    async def run() -> list[Any]:
+        await asyncio.to_thread(engine.ground.plan, lambda: [])
+        await engine.sample(draw("ash"))
+        fake.made[0].errored = True
+        dead = asyncio.create_task(engine.sample(draw("ash")))
+        while log[-1] != "shuts down":
+            await asyncio.sleep(0.01)
+        told = [await engine.sample(draw("ash"))]
+        told += await asyncio.gather(dead, return_exceptions=True)
+        await engine.close()
+        return told
+
+    alive, dead = asyncio.run(run())
+    assert alive.text == "ab" and isinstance(dead, Unavailable)
+    ends = ["shuts down", "is down"]
+    assert log == ["guard 0", "0 runs", *ends, "guard 0 ends", "guard 1", "1 runs", *ends, "guard 1 ends"]
 
 
 def test_a_model_that_vllm_cannot_run_is_bad_input_for_all_who_ask(fake, folder):

@@ -62,12 +62,18 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
     try:
         return [one for one in psutil.Process(pid).children(recursive=True) if not _spared(one)]
-    except psutil.Error:  # some of them ended meanwhile
+    except psutil.NoSuchProcess:  # it ended meanwhile
         return []
 
 
 def _spared(process: psutil.Process) -> bool:
-    return any(name in argument for argument in process.cmdline() for name in _SPARED)
+    """Whether a process is not to be ended, or has ended already."""
+    import psutil
+
+    try:
+        return any(name in argument for argument in process.cmdline() for name in _SPARED)
+    except psutil.Error:
+        return True
 
 
 def _marked(mark: str) -> list[psutil.Process]:

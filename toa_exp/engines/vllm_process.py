@@ -56,6 +56,7 @@ class Process:
         self._ground = ground
         self._seat = seat
         self._engine = Once(self._started)
+        self._place = asyncio.Lock()  # held from an engine's start until it has ended
         self._ran = False
         self._guard: Guard | None = None
         self._asleep = False
@@ -124,7 +125,10 @@ class Process:
         reader = engine.output_handler
         if reader is not None and not self._under_way:  # else they are told by it
             reader.cancel()  # it would take the end for a fault, and log it
-        await asyncio.to_thread(self._end, engine)
+        try:
+            await asyncio.to_thread(self._end, engine)
+        finally:
+            self._place.release()
 
     async def _ask(self, what: str, prompt: Sequence[int], params: Any) -> tuple[Any, float]:
         from vllm.inputs import tokens_input
@@ -173,9 +177,14 @@ class Process:
         return Unavailable(f"{whose}: vLLM failed a request to {self._recipe.model!r}: {error!r}")
 
     async def _started(self) -> Any:
-        # vLLM keeps the frames that its import is in until the end of the process, and what they hold.
-        await asyncio.to_thread(self._import)
-        engine = await asyncio.to_thread(self._begin)
+        await self._place.acquire()
+        try:
+            # vLLM keeps the frames that its import is in until the end of the process, and what they hold.
+            await asyncio.to_thread(self._import)
+            engine = await asyncio.to_thread(self._begin)
+        except BaseException:
+            self._place.release()
+            raise
         self._ran = True
         return engine
 
@@ -186,10 +195,12 @@ class Process:
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
         """Nobody else loads on these GPUs, and vLLM's processes find what they need."""
-        seat = self._seat
-        gpus = seat.gpus if seat else ()
-        with self._ground.loading(gpus), environment(seat is None, self._recipe.engines):
+        with self._ground.loading(self._gpus), environment(self._seat is None, self._recipe.engines):
             yield
+
+    @property
+    def _gpus(self) -> tuple[int, ...]:
+        return self._seat.gpus if self._seat else ()
 
     def _begin(self) -> Any:
         """Start the engine; takes seconds to minutes, in a thread."""
@@ -211,10 +222,11 @@ class Process:
             return engine
 
     def _end(self, engine: Any) -> None:
-        """Shut the engine down."""
-        engine.shutdown(_SHUTDOWN)
-        if self._guard is not None:
-            self._guard.close()
+        """Shut the engine down; nobody starts on its GPUs before its memory is free."""
+        with self._ground.loading(self._gpus):
+            engine.shutdown(_SHUTDOWN)
+            if self._guard is not None:
+                self._guard.close()
 
     def _make(self, seat: Seat | None) -> Any:
         with loading.ONE_AT_A_TIME:
