@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+import psutil
 from fake_server import Times
 from omegaconf import DictConfig
 from schemes import AGENTS, reward_of, thread_a_question, treequest_in_threads
@@ -104,13 +105,20 @@ class Silent:
 
 
 class Clock:
-    """Seconds of wall and of this process's processor since it was made."""
+    """Seconds of wall, and of processor of this process and its engines', since it was made."""
 
     def __init__(self) -> None:
-        self._wall, self._processor = time.perf_counter(), time.process_time()
+        self._wall, self._processor = time.perf_counter(), processor_seconds()
 
     def read(self) -> tuple[float, float]:
-        return time.perf_counter() - self._wall, time.process_time() - self._processor
+        return time.perf_counter() - self._wall, processor_seconds() - self._processor
+
+
+def processor_seconds() -> float:
+    """What this process and those that descend from it, and live, have taken."""
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -200,7 +208,7 @@ def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> No
                 draws, took = asyncio.run(measure(config, folder))
                 row: dict[str, Any] = {"engine": engine, "method": method, "problems": problems}
                 row |= {"samples": len(draws), "saturation": ratio(took, 0)}
-                if engine == "transformers":
+                if engine in PLACES:  # it runs on this machine
                     row["by_processor_time"] = ratio(took, 1)
                 if engine == "fake":
                     least = times_of(options).ideal([draw.sampling_seed >> 32 for draw in draws])
