@@ -6,7 +6,8 @@ the engine all at once; the result is the rate of the run over that rate (1 is s
 started anew for that: one that has read these prompts before has them in its prefix cache. Samples
 are scored by a hash, so that the engine is all that takes time. Every engine works on as many requests
 at once, `--places`, shared out evenly among the agents where each has a model of its own. With
-`--rounds` the two are measured in turn, since a machine's speed changes; the median is printed last.
+`--rounds` the two are measured in turn, since a machine's speed changes; medians are printed last. What
+the fake server does takes the same time whenever it is asked: one round is enough there.
 
 Engines: `fake`, a server process on loopback with log-normal times, which the request alone decides;
 `transformers`, the lab's models in this process; `vllm`, the same by engine=vllm; `openai`, a server
@@ -199,12 +200,13 @@ def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> No
     questions = folder / "questions.jsonl"
     lines = [json.dumps({"id": f"q{n}", "prompt": f"What is {n}?", "reference": str(n)}) for n in range(4096)]
     questions.write_text("\n".join(lines) + "\n")
+    rounds = 1 if engine == "fake" else options.rounds
     for problems in options.problems:
         for method in options.methods:
             cell = Cell(method, problems)
             config = compose(given(options, engine, url, questions, cell))
-            saturations = []
-            for _ in range(options.rounds):
+            found: list[dict[str, Any]] = []
+            for _ in range(rounds):
                 draws, took = asyncio.run(measure(config, folder))
                 row: dict[str, Any] = {"engine": engine, "method": method, "problems": problems}
                 row |= {"samples": len(draws), "saturation": ratio(took, 0)}
@@ -217,13 +219,12 @@ def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> No
                         rate = len(draws) / took["at once"][0]
                         row |= others(config, url, cell, options.samples, rate)
                 print(json.dumps(row), flush=True)
-                saturations.append(row["saturation"])
-            if options.rounds > 1:
-                row = {"engine": engine, "method": method, "problems": problems}
-                row |= {
-                    "rounds": options.rounds,
-                    "median_saturation": round(statistics.median(saturations), 3),
-                }
+                found.append(row)
+            if rounds > 1:
+                row = {"engine": engine, "method": method, "problems": problems, "rounds": rounds}
+                ratios = [name for name, value in found[0].items() if isinstance(value, float)]
+                medians = {name: statistics.median(one[name] for one in found) for name in ratios}
+                row |= {f"median_{name}": round(value, 3) for name, value in medians.items()}
                 print(json.dumps(row), flush=True)
 
 
@@ -282,7 +283,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=["toa", "moa"])
     parser.add_argument("--samples", type=int, default=16, help="of a problem")
     parser.add_argument("--agents", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="but on the fake server")
     parser.add_argument("--places", type=int, default=64, help="requests that an engine works on at once")
     parser.add_argument(
         "--latency", type=float, default=1.0, help="mean seconds of a request, on the fake server"
