@@ -19,7 +19,7 @@ pytestmark = [
     [
         "bench/batching/bench.py --texts 4 --longest 4 --max-batch 2 --rounds 1",
         "bench/client/bench.py --requests 8 --concurrency 2 --rounds 1",
-        "bench/saturation/bench.py fake transformers --others --problems 4 --samples 4 --latency 0.02 --rounds 2",
+        "bench/saturation/bench.py fake transformers --others --problems 4 --samples 4 --rounds 2",
         "bench/scale/bench.py --problems 20 --samples 4",
         "bench/sharing/bench.py --problems 2 --budgets 4 8 --limits 2000",
         "bench/tree/bench.py --budgets 8 --samples 8 --rounds 1",
