@@ -147,8 +147,9 @@ class Database:
                 f"{self.name} does not take a value that an engine or a reward gave ({_line(error)})"
             )
         return StoreError(
-            f"{what}. Check store.path, that the server runs, takes connections from this machine and has "
-            f"the role and the database, and the password in PGPASSWORD or ~/.pgpass"
+            f"{what}. Check store.url=postgresql://<user>@<host>:5432/<database>, that the server runs, "
+            f"takes connections from this machine and has the role and the database, and the password in "
+            f"PGPASSWORD or ~/.pgpass"
         )
 
 

@@ -25,7 +25,7 @@ def test_a_store_that_a_run_could_not_open_is_named_with_its_mend(doctor, tmp_pa
     assert status == 1 and line.startswith(
         f"FAIL store: postgresql://me@127.0.0.1:{port}/study cannot be used"
     )
-    assert "Check store.path, that the server runs" in line
+    assert "Check store.url=postgresql://<user>@<host>:5432/<database>, that the server runs" in line
     assert "s3cret" not in "\n".join(lines) + errors
     status, lines, _ = doctor(*POSTGRESQL, "store.url=mysql://here/study")
     assert status == 1 and "unknown scheme of store.path: 'mysql'" in only(lines, "FAIL")[0]

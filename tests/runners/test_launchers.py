@@ -90,6 +90,17 @@ def test_a_file_is_shared_on_one_machine_alone(monkeypatch):
         check_store(file, launchers.format("submitit", "SlurmLauncher"))
 
 
+def test_without_an_address_no_cluster_that_runs_here_is_joined(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = []
+    monkeypatch.setattr(connection, "connect", lambda setting, options: told.append(options["address"]))
+    for address in (None, "auto", "node1:6379"):
+        with connection.cluster(address):
+            pass
+    assert told == ["local", "auto", "node1:6379"]
+
+
 OWN_METHOD = """
 from toa_exp.core import Request
 
@@ -134,9 +145,10 @@ def test_cells_on_a_cluster_work_where_the_sweep_was_started(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["submitit_local", pytest.param("ray", marks=pytest.mark.ray)])
-def test_a_sweep_of_two_cells(name, tmp_path):
+@pytest.mark.parametrize("name", ["submitit_local", pytest.param("ray_local", marks=pytest.mark.ray)])
+def test_a_sweep_of_two_cells(name, tmp_path, monkeypatch):
     pytest.importorskip(f"hydra_plugins.hydra_{name.partition('_')[0]}_launcher")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of a cluster that is not meant
     sweep = [*SWEEP, f"hydra/launcher={name}"]
     result = cli(*sweep, "method=toa,random", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -8,9 +8,11 @@ from pathlib import Path
 import hydra
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from toa_exp import labels
 from toa_exp.app import CONF
+from toa_exp.build import build
 from toa_exp.engines import gpus as placing
 from toa_exp.engines.seats import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
@@ -230,7 +232,10 @@ def test_agents_and_reward_keep_their_identity_when_they_are_served():
     ]
     models = [yaml.safe_load(text)["model"] for text in rewards]
     assert models[0] != models[1] and models[0].startswith("r-")
-    assert yaml.safe_load(rewards[0])["output_head"] is True
+    served = yaml.safe_load(rewards[0])
+    assert served["output_head"] is True and served["range"][0] < served["range"][1]
+    local = build(compose(*LAB).reward, "reward", task=None).range
+    assert build(OmegaConf.create(served), "reward", task=None).range == local
 
 
 def test_an_agent_that_an_endpoint_has_keeps_the_way_there(tmp_path, no_vllm):

@@ -25,6 +25,7 @@ from toa_exp.engines.connection import check_timeouts, check_urls, key_of, urls_
 from toa_exp.engines.endpoints import Endpoint, LimitFields, Limits, enter
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
+from toa_exp.rewards.base import Range
 
 _HUGE = 1e300  # no score; and an integer over it is no float
 
@@ -34,7 +35,8 @@ class HTTP:
 
     `model` names what scores there, with its version: it is the reward's identity, so that scores of
     another model are never taken for this one's. Where the server is (`base_url`, one or several that
-    share the load) and the other fields decide no score; they are those of `engines.openai.OpenAI`.
+    share the load) and the other fields decide no score; they are those of `engines.openai.OpenAI`, and
+    `range` says where most scores lie.
     `architecture` is what FLOPs are counted from: a config.json, or the hub id or folder of the
     model that has it, with `output_head` where the model is one that writes; None counts none.
     Raises BadInput for what cannot be used. A score that is missing, no number or not finite is a
@@ -49,6 +51,7 @@ class HTTP:
         key_env: str | None = None,
         architecture: Mapping[str, Any] | str | None = None,
         output_head: bool = False,
+        range: list[float] | None = None,
         timeout: float = 600.0,
         connect_timeout: float = 10.0,
         task: object = None,
@@ -61,6 +64,7 @@ class HTTP:
         check_timeouts(timeout, connect_timeout, "reward")
         key = key_of(key_env, "reward")
         self.shape = _shape(architecture, output_head)
+        self.range = Range.of(range)
         self._model = model
         self._endpoints = [Endpoint(url, Limits.of("reward", limits)) for url in urls]
         self._targets = {url: Target.of(f"{url}/score") for url in urls}

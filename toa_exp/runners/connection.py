@@ -22,7 +22,8 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
         return
     where = address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"address": where} if where else {"include_dashboard": False}
+    # Without an address Ray would join a cluster that runs, or ran, on this machine.
+    options = {"address": where} if where else {"address": "local", "include_dashboard": False}
     connect("runner.address", {**options, "logging_level": logging.WARNING})
     try:
         yield

@@ -14,7 +14,7 @@ from toa_exp.draws import canonical, digest
 from toa_exp.engines.connection import connection_of
 from toa_exp.ensemble import Agent
 from toa_exp.job import engine_node
-from toa_exp.rewards.base import Reward
+from toa_exp.rewards.base import Range, Reward
 from toa_exp.serving.scores import Withheld
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def served_ensemble(
 def served_reward(node: DictConfig, choice: str, url: str) -> str:
     """The YAML of a reward that is reached at `url`; its identity is what decides its scores."""
     reward: Reward = build(node, "reward", task=Withheld("task"))
+    known: Range | None = getattr(reward, "range", None)
     identity = digest(canonical(reward.fingerprint())).hex()[:12]
     architecture = (
         node.get("architecture")
@@ -68,6 +69,7 @@ def served_reward(node: DictConfig, choice: str, url: str) -> str:
         "base_url": url,
         "architecture": architecture,
         "output_head": bool(reward.shape and reward.shape.head),
+        "range": None if known is None else [known.low, known.high],
     }
     text = OmegaConf.to_yaml(OmegaConf.create(fields), resolve=True)
     return f"# Written by toa-exp serve: its reward, at the server that it started.\n{text}"
