@@ -1,4 +1,4 @@
-"""Progress is drawn on a terminal and nowhere else."""
+"""What a run says while it is under way and in the end."""
 
 import asyncio
 import fcntl
@@ -16,6 +16,8 @@ from helpers import cli
 from tqdm import tqdm
 
 from toa_exp import progress
+from toa_exp.commands import run as run_command
+from toa_exp.curves import Curve
 from toa_exp.progress import Progress, Stage
 from toa_exp.sampler import Counts
 
@@ -75,6 +77,25 @@ def test_the_bar_moves_before_the_first_problem_is_done(monkeypatch, capsys):
     bar.close()
 
 
+def test_elsewhere_the_log_says_how_things_stand(monkeypatch, caplog):
+    monkeypatch.setattr(progress, "_LINE", 0.01)
+    counts = Counts()
+    bar = Progress(3, "toa", counts)
+
+    async def watch() -> None:
+        watching = asyncio.create_task(bar.watch())
+        counts.samples = 17
+        bar.advance()
+        while not caplog.messages:
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(asyncio.wait_for(watch(), 30.0))
+    bar.close()
+    assert caplog.messages[0].startswith("1 of 3 problems done; 17 samples, ")
+
+
 def test_a_stage_elsewhere_logs_its_start_and_its_end(caplog):
     log = logging.getLogger("toa_exp.here")
     with caplog.at_level(logging.INFO), closing(Stage("teacher", 4, "step", log)) as stage:
@@ -89,3 +110,17 @@ def test_elsewhere_it_is_quiet(tmp_path):
     result = cli(*RUN, cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     assert "budget" in result.stdout
+
+
+def test_problems_without_an_answer_are_told_by_their_reasons(caplog):
+    watch = run_command._Watch(Curve("toa", [4.0], {}), Progress(9, "toa", Counts()), Counts())
+    for number in range(8):
+        watch.parked(f"q{number}", "the reward is not there")
+    watch.parked("q8", "the answer is cut")
+    watch.parked("q8", "and again")
+    said = str(run_command._incomplete(watch.reasons, 9))
+    assert (
+        "9 of 9 problems have no answer:\n  q0, q1, q2, q3, q4 and 3 more: the reward is not there\n" in said
+    )
+    assert "\n  q8: the answer is cut\n" in said and "and again" not in said
+    assert [record.args[0] for record in caplog.records if record.levelname == "WARNING"] == ["q0", "q8"]

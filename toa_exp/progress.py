@@ -15,10 +15,13 @@ from toa_exp.sampler import Counts
 
 _WIDTH = 100
 _EVERY = 1.0  # seconds
+_LINE = 60.0  # seconds, where there is no terminal
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
-    """A bar over problems with samples/s, tokens/s, failures and time left; quiet elsewhere.
+    """A bar over problems with samples/s, tokens/s, failures and time left; elsewhere a log line a minute.
 
     `counts` is read, not kept. Samples include those that the store held.
     """
@@ -26,32 +29,35 @@ class Progress:
     def __init__(self, problems: int, label: str, counts: Counts) -> None:
         self._bar = _bar(problems, label, "problem")
         self._counts = counts
+        self._problems, self._done, self._started = problems, 0, time.perf_counter()
 
     async def watch(self) -> None:
-        """Draw the bar anew all the time, since the first problem may take minutes; until cancelled."""
+        """Say how things stand all the time, since the first problem may take minutes; until cancelled."""
         while not self._bar.disable:
             await asyncio.sleep(_EVERY)
-            self._state()
+            self._bar.set_postfix_str(self._state(), refresh=False)
             self._bar.refresh()
+        while True:
+            await asyncio.sleep(_LINE)
+            log.info("%d of %d problems done; %s", self._done, self._problems, self._state())
 
     def advance(self) -> None:
         """One more problem is done or parked."""
-        self._state()
-        self._bar.update()
+        self._done += 1
+        if not self._bar.disable:
+            self._bar.set_postfix_str(self._state(), refresh=False)
+            self._bar.update()
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
 
-    def _state(self) -> None:
-        if self._bar.disable:
-            return
+    def _state(self) -> str:
         counts = self._counts
-        elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
-        self._bar.set_postfix_str(
+        elapsed = max(time.perf_counter() - self._started, 1e-9)
+        return (
             f"{counts.samples} samples, {counts.samples / elapsed:.0f} samples/s, "
-            f"{counts.tokens / elapsed:.0f} tokens/s, {counts.failures} failed, {counts.retries} retried",
-            refresh=False,
+            f"{counts.tokens / elapsed:.0f} tokens/s, {counts.failures} failed, {counts.retries} retried"
         )
 
 

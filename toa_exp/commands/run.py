@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from toa_exp.sampler import Counts
 from toa_exp.tracking import Tracker
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 5  # problems, and reasons why they have no answer
 
 
 def main(arguments: list[str]) -> int:
@@ -82,6 +84,7 @@ class _Watch:
         self.samples: Counter[str] = Counter()
         self.failures: Counter[tuple[str, str]] = Counter()
         self._progress = progress
+        self._said: set[str] = set()
 
     def outcomes(self, outcomes: list[Outcome]) -> None:
         """A problem is done."""
@@ -111,9 +114,12 @@ class _Watch:
             )
 
     def _give_up(self, problem: str, reason: str) -> None:
-        if problem not in self.reasons:
-            log.warning("problem %s has no answer: %s", problem, reason)
-        self.reasons.setdefault(problem, reason)
+        if problem in self.reasons:
+            return
+        level = logging.INFO if reason in self._said else logging.WARNING
+        log.log(level, "problem %s has no answer: %s", problem, reason)
+        self.reasons[problem] = reason
+        self._said.add(reason)
 
 
 _MENDS = {
@@ -147,9 +153,18 @@ async def _carry_out(job: Job, path: Path, names: Mapping[str, str]) -> _Watch:
     return watch
 
 
+def _named(problems: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return ", ".join(problems[:_SHOWN]) + more
+
+
 def _incomplete(reasons: Mapping[str, str], problems: int) -> Incomplete:
-    some = [f"\n  {problem}: {reason}" for problem, reason in list(reasons.items())[:5]]
-    more = f"\n  and {len(reasons) - 5} more, in run.log" if len(reasons) > 5 else ""
+    alike: dict[str, list[str]] = {}
+    for problem, reason in reasons.items():
+        alike.setdefault(reason, []).append(problem)
+    some = [f"\n  {_named(alike[reason])}: {reason}" for reason in list(alike)[:_SHOWN]]
+    more = f"\n  and {len(alike) - _SHOWN} further reasons, in run.log" if len(alike) > _SHOWN else ""
     return Incomplete(
         f"{len(reasons)} of {problems} problems have no answer:{''.join(some)}{more}\n"
         f"All else is stored; once the cause is mended the same command goes on from there."
