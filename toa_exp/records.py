@@ -76,17 +76,28 @@ def record(
     assert isinstance(resolved, dict)
     values = {str(key): value for key, value in resolved.items()}
     material = {key: value for key, value in flat(values).items() if _decides(key) and key != "seed"}
-    engines = [choice for group, choice in choices.items() if group.partition("@engines.")[0] == "engine"]
     run = {
         "version": __version__,
         **{part: names[part] for part in ("experiment", "task", "ensemble", "method")},
         **{group: str(choices[group]) for group in ("selection", "reward")},
-        "engine": "+".join(sorted(map(str, engines))),
+        "engine": "+".join(sorted(_engines(choices, values["ensemble"]["agents"]))),
         "problems": problems,
         "pools": dict(pools),
         "configuration": digest(canonical({**material, "problems": problems})).hex()[:8],
     }
     return {"run": run, **values, "store": without_secrets(values["store"])}
+
+
+def _engines(choices: Mapping[str, Any], agents: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The choices of engines that some agent uses: the run's, or one that the agent names."""
+    used = {agent.get("engine") for agent in agents.values()}
+    named = {
+        name or None: str(choice)
+        for group, choice in choices.items()
+        for prefix, _, name in [group.partition("@engines.")]
+        if prefix == "engine"
+    }
+    return {choice for name, choice in named.items() if name in used} or {named[None]}
 
 
 @contextlib.contextmanager

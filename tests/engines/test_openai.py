@@ -224,7 +224,8 @@ def test_a_mixed_ensemble_is_chosen_on_the_command_line(questions, tmp_path):
     assert missing.returncode == 2 and "+engine@engines.sim=<choice>" in missing.stderr
     with serving(seeded) as server:
         base.append(f"engine.base_url={server.url}")
-        result = cli(*base, "+engine@engines.sim=simulator", cwd=tmp_path)
+        idle = "+engine@engines.idle=transformers"  # which no agent uses
+        result = cli(*base, "+engine@engines.sim=simulator", idle, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert len(server.asked) == 6 and {a.body["model"] for a in server.asked} == {"m"}
     samples = lines(next(tmp_path.rglob("trajectories.jsonl")).read_text())[0]["samples"]
