@@ -56,6 +56,19 @@ def test_an_unknown_command_names_the_others(tmp_path):
     assert result.returncode == 2 and "Did you mean 'run'?" in result.stderr
 
 
+def test_the_log_has_what_ended_a_run_as_an_error_and_the_terminal_has_it_once(questions, tmp_path):
+    result = cli(*RUN, f"task.path={questions}", "budget.samples=2", "seed=-1", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("seed=-1") == 1
+    [log] = tmp_path.rglob("run.log")
+    assert re.search(r"ERROR toa_exp\.app: failed: .*seed=-1", log.read_text())
+
+
+def test_the_overview_is_a_table(tmp_path):
+    rows = [line for line in ok(cli("--help", cwd=tmp_path)).stdout.splitlines() if line.startswith("  ")]
+    (width,) = {re.match(r"  \w+ +", row).end() for row in rows}
+    assert len(rows) > 5 and width > len("  overoptimisation")
+
+
 def test_every_failing_cell_of_a_sweep_says_why_and_the_others_run(questions, tmp_path):
     (tmp_path / "boom.py").write_text(
         "from toa_exp.core import Request\n\n"

@@ -107,11 +107,11 @@ def _check_plugin(missing: str) -> None:
 def _report(error: Exception, command: str) -> int:
     """Say on standard error and in the log what ended a job; returns its exit status."""
     if isinstance(error, ToaError):
-        log.info("failed: %s", error)
+        _note(error)
         print(f"toa-exp {command}: {error}", file=sys.stderr)
         return error.exit_status
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        log.info("failed: %s", error)
+        _note(error)
         print(
             f"toa-exp {command}: {error}. Check that the folder is yours to write to and the disk has space, "
             f"or give another folder; then run the same command again",
@@ -120,6 +120,14 @@ def _report(error: Exception, command: str) -> int:
         return 1
     log.error("failed", exc_info=error)
     return 1
+
+
+def _note(error: Exception) -> None:
+    """Write what ended a job to its log file alone, since the terminal is told in words of its own."""
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "failed: %s", (error,), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _split(argument: str) -> list[str]:

@@ -82,7 +82,8 @@ def _description(command: str) -> str:
 
 
 def _overview(commands: list[str]) -> str:
-    lines = [f"  {command:10} {_description(command).splitlines()[0]}" for command in commands]
+    width = max(map(len, commands))
+    lines = [f"  {command:{width}} {_description(command).splitlines()[0]}" for command in commands]
     return "\n".join(
         ["Usage: toa-exp <command> [overrides]", "", *lines, "", "toa-exp <command> --help says more."]
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toa_exp import hub
 from toa_exp.build import call
 from toa_exp.cost import Architecture, Price, architecture
 from toa_exp.digests import file_digest
@@ -169,17 +170,7 @@ def model_config(model: str, revision: str | None, whose: str) -> dict[str, Any]
     folder = Path(model).expanduser()
     path = folder / "config.json"
     if not folder.is_dir():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            path = Path(hf_hub_download(model, "config.json", revision=revision))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise BadInput(
-                f"{whose}: {model!r} is neither a folder here nor could its config.json be had from the "
-                f"hub ({type(error).__name__}). Check the name and the connection, or say what FLOPs are "
-                f"counted from: `architecture`, a folder, a hub id or the fields of a config.json"
-            ) from error
+        path = hub.config_file(model, revision, whose)
     try:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -14,8 +14,12 @@ from tiny_models import causal_model, classifier_model
 
 from toa_exp import mends
 from toa_exp.engines import checkpoints, loading
+from toa_exp.engines.lanes import Lane
+from toa_exp.engines.residents import at_once
+from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput
 from toa_exp.labels import LAB_WEIGHTS
+from toa_exp.rewards import model as reward_model
 
 CHAT = [{"role": "user", "content": "Hello"}]
 
@@ -79,8 +83,11 @@ def test_weights_that_may_hold_code_are_not_read(tmp_path):
 
 
 def test_a_language_model_is_no_classifier(tmp_path):
-    with pytest.raises(BadInput, match=r"'score\.weight'"):
+    with pytest.raises(BadInput, match=r"'score\.weight'") as error:
         load(causal_model(tmp_path), "AutoModelForSequenceClassification")
+    assert "is a LlamaForCausalLM, as its config.json says, and runs as" in str(error.value)
+    assert "reward=likelihood" in str(error.value) and "reward=llm_judge" in str(error.value)
+    assert "again" not in str(error.value)
 
 
 def test_a_tokenizer_without_chat_template_is_told(tmp_path):
@@ -104,12 +111,19 @@ def test_a_template_that_writes_nothing_is_told(tmp_path):
         loading.token_ids(tokenizer, CHAT, "agent 'ash'", reply=True)
 
 
-def test_devices_that_are_not_there_are_told(monkeypatch):
+def test_devices_that_are_not_there_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert loading.device_of("auto").type == "cpu"
     with pytest.raises(BadInput, match=r"'cuda:3'.*sees 0 CUDA devices.*device=cpu"):
         loading.device_of("cuda:3")
+    folder = str(causal_model(tmp_path))
+    with pytest.raises(BadInput, match=r"Set engine\.device=cpu"):
+        Lane(Agent("ash", folder, None, {}), "cuda", "auto")
+    with pytest.raises(BadInput, match=r"Set engine\.device=cpu"):
+        at_once([], "cuda")
+    with pytest.raises(BadInput, match=r"Set reward\.device=cpu"):
+        reward_model.load(reward_model.Source(folder, device="cuda"), "AutoModelForCausalLM")
 
 
 def test_the_number_format_is_float32_on_a_cpu(tmp_path):

@@ -177,6 +177,12 @@ def test_the_reward_of_vllm_is_that_of_the_classifier(tmp_path):
         VllmClassifier(model=str(tmp_path / "nothing"))
 
 
+def test_a_language_model_is_no_reward_and_what_runs_it_is_told(folder):
+    made = VllmClassifier(model=str(folder))
+    with pytest.raises(BadInput, match=r"is a LlamaForCausalLM.*reward=likelihood.*reward=llm_judge"):
+        asyncio.run(made.score(Problem("p", "Hello"), "a text"))
+
+
 def test_a_reward_that_found_no_gpus_looks_again(tmp_path, monkeypatch):
     made = VllmClassifier(model=str(classifier_model(tmp_path)))
     asked = []

@@ -13,7 +13,7 @@ from toa_exp.draws import Score
 from toa_exp.errors import BadInput, Permanent
 from toa_exp.patience import Patience
 from toa_exp.rewards.base import Range
-from toa_exp.rewards.warmup import check_tau, pairs, warm_up_of
+from toa_exp.rewards.warmup import _shown, check_tau, pairs, warm_up_of
 from toa_exp.scorer import Scorer
 from toa_exp.store import Store
 
@@ -71,6 +71,11 @@ def test_a_reward_that_is_the_wrong_way_round_is_warned_of(tmp_path, caplog):
     bad = Scripted({"0": 1.0, "1": 1.0, "text": 0.0})
     score(tmp_path / "bad", bad, ["text"], ToyTask(3))
     assert "check that it is the right one for this task" in caplog.text
+
+
+def test_a_long_answer_is_shortened_and_keeps_its_quotes():
+    assert _shown("it's\n") == '"it\'s\\n"'
+    assert _shown("yes " * 100) == repr("yes " * 15 + "...")
 
 
 def test_an_answer_equal_to_the_trials_does_not_wait_for_itself(tmp_path):

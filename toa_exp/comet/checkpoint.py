@@ -14,6 +14,7 @@ from toa_exp.digests import file_digest
 from toa_exp.draws import digest
 from toa_exp.ensemble import check_revision, folder_digest
 from toa_exp.errors import BadInput, choose
+from toa_exp.hub import library
 
 KINDS = ["regression_metric", "referenceless_regression_metric", "unified_metric", "xcomet_metric"]
 _HPARAMS = "hparams.yaml"
@@ -168,12 +169,8 @@ def _fetched(fetch: Callable[[], Fetched], repository: str, what: str, mend: str
 
 
 def _file(repository: str, name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(repository, name, revision=revision))
+    return Path(library().hf_hub_download(repository, name, revision=revision))
 
 
 def _snapshot(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repository, allow_patterns=_OF_ENCODER))
+    return Path(library().snapshot_download(repository, allow_patterns=_OF_ENCODER))

@@ -11,7 +11,7 @@ from toa_exp.mends import damaged
 
 # The kinds of model that are loaded, and what runs each.
 _USES = {
-    "CausalLM": "an agent or reward=likelihood (the lab's: lab_likelihood)",
+    "CausalLM": "an agent, reward=likelihood (the lab's: lab_likelihood) or a judge (reward=llm_judge)",
     "SequenceClassification": "reward=classifier (the lab's: lab_judge, lab_weak)",
     "TokenClassification": "reward=process (the lab's: lab_process)",
 }
@@ -23,8 +23,8 @@ _OTHER_HEAD = re.compile(r"(score|classifier)\.")
 def check_kind(family: str, names: Sequence[str], model: str, whose: str) -> None:
     """Raise BadInput for a classifier that is to be loaded as another kind of model.
 
-    A language model that is none lacks the weights of the head, which `check_complete` tells; one
-    that says it is a language model and has them is a classifier all the same.
+    A language model is left to `check_complete`: one whose weights have the head is a classifier all
+    the same, whatever its config.json says.
     """
     wanted = _KIND.search(family)
     kinds = {match[1]: name for name in names if (match := _KIND.search(name))}
@@ -37,13 +37,27 @@ def check_kind(family: str, names: Sequence[str], model: str, whose: str) -> Non
     )
 
 
-def check_complete(info: Mapping[str, Any], model: str, whose: str) -> None:
+def uses_of(name: str) -> str | None:
+    """What runs a model of the class `name`, where it is of a kind that is loaded."""
+    kind = _KIND.search(name)
+    return _USES[kind[1]] if kind else None
+
+
+def check_complete(info: Mapping[str, Any], names: Sequence[str], model: str, whose: str) -> None:
     """Raise BadInput for weights that transformers would draw at random, or leave out.
 
-    `info` is what it says of loading: tensors that are missing, misshapen, or those of another head.
+    `info` is what it says of loading: tensors that are missing, misshapen, or those of another head;
+    `names` are the model's classes as its config.json says.
     """
     mend = f"Check that it is of the kind that is wanted here; if it is, {damaged(model)}"
     missing, misshapen = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    language = next((name for name in names if name.endswith("ForCausalLM")), None)
+    if missing and language and all(_OTHER_HEAD.match(name) for name in missing):
+        raise BadInput(
+            f"{whose}: {model!r} is a {language}, as its config.json says, and runs as {_USES['CausalLM']}; "
+            f"weights of the head that is wanted here are missing, e.g. {missing[0]!r}. Choose one of these, "
+            f"or give a model that was trained as this reward"
+        )
     if missing:
         raise BadInput(
             f"{whose}: {len(missing)} weights of {model!r} are missing, e.g. {missing[0]!r}. {mend}"

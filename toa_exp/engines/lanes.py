@@ -185,9 +185,8 @@ class Lane:
 
         whose = f"agent {agent.name!r}"
         self._tokenizer = loading.load_tokenizer(agent.model, agent.revision, whose)
-        model = loading.load_model(
-            "AutoModelForCausalLM", agent.model, agent.revision, loading.device_of(device), dtype, whose
-        )
+        place = loading.device_of(device, "engine.device")
+        model = loading.load_model("AutoModelForCausalLM", agent.model, agent.revision, place, dtype, whose)
         checkpoints.check_vocabulary(self._tokenizer, model, agent.model, whose)
         self._known = checkpoints.embeddings_of(model)
         self._stop = loading.stop_tokens(model.generation_config, self._tokenizer)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toa_exp import hub
 from toa_exp.draws import Message
 from toa_exp.engines import checkpoints
 from toa_exp.errors import BadInput, Unavailable, choose
@@ -50,8 +51,11 @@ def check_model(model: str, whose: str) -> None:
         raise BadInput(f"{whose}: there is no folder {model!r}; {missing(model)}")
 
 
-def device_of(device: str) -> torch.device:
-    """The device; "auto" is CUDA where there is one. Raises BadInput for CUDA where there is none."""
+def device_of(device: str, field: str = "device") -> torch.device:
+    """The device that `field` names; "auto" is CUDA where there is one.
+
+    Raises BadInput for CUDA where there is none.
+    """
     import torch
 
     if device == "auto":
@@ -59,8 +63,8 @@ def device_of(device: str) -> torch.device:
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise BadInput(
-            f"device {device!r} is not there: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices. Set device=cpu, or install torch for CUDA"
+            f"{field}={device!r} is not there: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices. Set {field}=cpu, or install torch for CUDA"
         )
     return chosen
 
@@ -74,6 +78,8 @@ def import_libraries() -> None:
     with ONE_AT_A_TIME:
         import torch  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+        hub.library()
 
         import toa_exp.engines.decoding  # noqa: F401
 
@@ -106,6 +112,8 @@ def load_tokenizer(model: str, revision: str | None, whose: str, *, chat: bool =
     from transformers import AutoTokenizer
 
     where = _folder_or_id(model)
+    if not Path(where).is_dir():
+        hub.config_file(model, revision, whose)  # transformers would ask for each of several files in vain
     try:
         with ONE_AT_A_TIME:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
@@ -197,7 +205,7 @@ def load_model(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        checkpoints.check_complete(info, model, whose)
+        checkpoints.check_complete(info, names, model, whose)
         if dtype == "float64":  # only now: while it loads, its format is torch's default, for all threads
             loaded = loaded.double()
         return loaded.to(device).eval()

@@ -43,7 +43,7 @@ def at_once(models: Sequence[Weights], device: str) -> int:
 
     Says so in the log. Raises BadInput where one does not fit even alone.
     """
-    place, free = free_memory(str(device_of(device)))
+    place, free = free_memory(str(device_of(device, "engine.device")))
     try:
         sizes = [(model.size(place), model.whose) for model in models]
     except BadInput as error:

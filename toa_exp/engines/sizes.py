@@ -14,6 +14,7 @@ from toa_exp.cost import field_of
 from toa_exp.engines.loading import import_libraries
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, choose
+from toa_exp.hub import library
 
 log = logging.getLogger(__name__)
 
@@ -173,11 +174,11 @@ def _files(model: str, revision: str | None) -> int | None:
         files = [path.stat().st_size for path in folder.glob("model*.safetensors")]
         files = files or [path.stat().st_size for path in folder.glob("*.safetensors")]
         return sum(files) or None
-    from huggingface_hub import HfApi, hf_hub_download
+    hub = library()
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return _indexed(Path(hf_hub_download(model, _INDEX, revision=revision)))
+        return _indexed(Path(hub.hf_hub_download(model, _INDEX, revision=revision)))
     except LocalEntryNotFoundError:
         return None
     except EntryNotFoundError:
@@ -185,7 +186,7 @@ def _files(model: str, revision: str | None) -> int | None:
     except (HfHubHTTPError, OSError):
         return None
     try:
-        siblings = HfApi().model_info(model, revision=revision, files_metadata=True).siblings or []
+        siblings = hub.HfApi().model_info(model, revision=revision, files_metadata=True).siblings or []
     except (HfHubHTTPError, OSError):
         return None
     return sum(file.size or 0 for file in siblings if file.rfilename.endswith(".safetensors")) or None

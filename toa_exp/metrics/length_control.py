@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toa_exp.errors import BadInput, missing_extra
+from toa_exp.hub import library
 from toa_exp.scoring.files import read
 from toa_exp.scoring.rows import number
 from toa_exp.stats import LEVEL, SEED, interval, resamples
@@ -111,10 +112,8 @@ def _checked(path: Path) -> Path:
 
 
 def _from_hub() -> Path:
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(_HUB, GAMED, repo_type="dataset", revision=_REVISION))
+        return Path(library().hf_hub_download(_HUB, GAMED, repo_type="dataset", revision=_REVISION))
     except (OSError, ValueError) as error:  # what being offline looks like
         raise BadInput(
             f"{GAMED} could not be loaded from the hub ({type(error).__name__}). Where the hub is out of "

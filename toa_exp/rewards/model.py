@@ -217,7 +217,7 @@ def load(source: Source, family: str | type, *, chat: bool = True) -> tuple[Any,
 
     names = model_config(source.model, source.revision, "reward").get("architectures") or []
     kind: str | type = next((PUBLISHED[name] for name in names if name in PUBLISHED), family)
-    place = loading.device_of(source.device)
+    place = loading.device_of(source.device, "reward.device")
     made = loading.load_model(kind, source.model, source.revision, place, source.dtype, "reward")
     checkpoints.check_vocabulary(tokenizer, made, source.model, "reward")
     return tokenizer, made

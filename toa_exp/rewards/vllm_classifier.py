@@ -12,7 +12,7 @@ from toa_exp.aio import Once
 from toa_exp.core import Problem
 from toa_exp.cost import Architecture
 from toa_exp.draws import Score
-from toa_exp.engines import loading
+from toa_exp.engines import checkpoints, loading
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.seats import Model, Plan
 from toa_exp.engines.vllm_process import Process, Recipe
@@ -143,9 +143,11 @@ class VllmClassifier:
         names = model_config(self._source.model, self._source.revision, _NAME).get("architectures") or []
         for name in names:
             if name in PUBLISHED or not name.endswith("ForSequenceClassification"):
+                uses = None if name in PUBLISHED else checkpoints.uses_of(name)
+                mend = f"it runs as {uses}" if uses else "choose reward=classifier, or the reward made for it"
                 raise BadInput(
                     f"reward: {self._source.model!r} is a {name}, and reward=vllm_classifier runs models "
-                    f"ForSequenceClassification; choose reward=classifier, or the reward made for it"
+                    f"ForSequenceClassification; {mend}"
                 )
         return self.ground.plan()
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 Pair = tuple[Problem, str, str]
 """A problem, a good answer and a bad one."""
 
+_SHOWN = 60  # characters of an answer
 _SATURATED = 10.0  # times tau: the logistic function of it is 1 but for 0.00005
 _FLAT = 0.1  # times tau: over it the logistic function changes by 0.025
 
@@ -58,12 +59,12 @@ class WarmUp:
             return
         if better <= worse:
             log.warning(
-                "the reward gives a good answer to problem %s (%.60r) %.4g and a bad one (%.60r) %.4g: check "
+                "the reward gives a good answer to problem %s (%s) %.4g and a bad one (%s) %.4g: check "
                 "that it is the right one for this task, and that higher is better",
                 problem.id,
-                good,
+                _shown(good),
                 better,
-                bad,
+                _shown(bad),
                 worse,
             )
         if self._tau is not None and not self._known:
@@ -97,6 +98,10 @@ def check_tau(tau: float | None, reward: Reward) -> None:
     most = max(abs(known.low), abs(known.high))
     if most > _SATURATED * tau or known.high - known.low < _FLAT * tau:
         _warn_of_tau(tau, f"the reward's scores lie from {known.low:g} to {known.high:g}", most)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def _warn_of_tau(tau: float, why: str, most: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from toa_exp.errors import BadInput
+from toa_exp.hub import library
 
 Row = dict[str, Any]
 GZIP = b"\x1f\x8b"  # what gzipped files start with
@@ -109,9 +110,10 @@ def _hub_rows(hub: dict[str, Any], key: str) -> Iterator[Row]:
 
 
 def _hub_file(hub: dict[str, Any]) -> str:
-    from huggingface_hub import hf_hub_download
-
-    return hf_hub_download(hub["path"], hub["file"], repo_type="dataset", revision=hub.get("revision"))
+    file: str = library().hf_hub_download(
+        hub["path"], hub["file"], repo_type="dataset", revision=hub.get("revision")
+    )
+    return file
 
 
 def _hub_data(hub: dict[str, Any]) -> Any:
