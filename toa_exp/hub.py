@@ -56,7 +56,7 @@ def _asked(model: str, revision: str | None) -> Path | str:
         refused = isinstance(error, (HFValidationError, OSError))  # the hub's answers are OSErrors
         if refused and not isinstance(error, LocalEntryNotFoundError):
             return (
-                f"({type(error).__name__}). Check the name and the revision, and log in (hf auth login) where "
+                f"({type(error).__name__}). Check name and revision, and log in (hf auth login) where "
                 f"it is gated, {counted}, a hub id or the fields of a config.json"
             )
         mend = f"give a folder as its model, {counted} or the fields of a config.json"
