@@ -59,7 +59,7 @@ def test_once_out_of_reach_only_its_cache_is_looked_at(asked):
 
 
 def test_a_name_that_it_refuses_says_nothing_of_the_connection(asked):
-    with pytest.raises(BadInput, match=r"reward: 'no id' .*\(HFValidationError\). Check the name") as error:
+    with pytest.raises(BadInput, match=r"reward: 'no id' .*\(HFValidationError\). Check name and") as error:
         model_config("no id", None, "reward")
     assert "HF_HUB_OFFLINE" not in str(error.value)
     with pytest.raises(BadInput):
