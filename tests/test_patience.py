@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,3 +118,20 @@ def test_a_prompt_that_breaks_the_server_ends_after_the_retries_while_others_are
     results, _ = draws(Picky(hanging, back=0.0))
     failed = [number for number, result in enumerate(results) if not isinstance(result, Sample)]
     assert failed == [3] and "500: boom" in str(results[3])
+
+
+def test_what_failed_is_let_go_of_before_the_wait():
+    held, kept = [], []
+
+    async def fail() -> None:
+        memory = Server(hanging, 0.0)
+        held.append(weakref.ref(memory))
+        raise Unavailable("it is full")
+
+    async def run() -> None:
+        patience = Patience(2, 0.0, lambda: kept.append(held[-1]() is not None))
+        await patience(fail)
+
+    with pytest.raises(Unavailable, match="it is full"):
+        asyncio.run(run())
+    assert kept == [False, False]

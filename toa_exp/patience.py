@@ -46,10 +46,12 @@ class Patience:
                     if not left:
                         raise
                     left -= 1
-                wait = min(_LONGEST, self._backoff * 2 ** min(attempt, 16)) * (0.5 + self._jitter.random())
-                self._retried()
-                log.warning("%s; trying again in %.1f s", error, wait)
-                await asyncio.sleep(wait)
+                said = str(error)
+            # Only now, since the error holds what the failed step had in memory.
+            wait = min(_LONGEST, self._backoff * 2 ** min(attempt, 16)) * (0.5 + self._jitter.random())
+            self._retried()
+            log.warning("%s; trying again in %.1f s", said, wait)
+            await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
 

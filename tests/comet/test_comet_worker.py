@@ -5,11 +5,14 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from toa_exp.comet.process import WORKER, Recipe, Worker
+from toa_exp.comet.worker import _answer
 from toa_exp.errors import BadInput, Unavailable
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -151,3 +154,18 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_what_a_batch_had_in_memory_is_given_back_once_it_has_failed(monkeypatch):
+    held, kept = [], []
+
+    class Full:
+        def score(self, rows):
+            activations = torch.zeros(1)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: kept.append(held[0]() is not None))
+    answer = _answer(Full(), rows("a"))
+    assert answer == {"error": "memory", "message": "OutOfMemoryError: CUDA out of memory"}
+    assert kept == [False]

@@ -17,7 +17,7 @@ from toa_exp.engines import checkpoints, loading
 from toa_exp.engines.lanes import Lane
 from toa_exp.engines.residents import at_once
 from toa_exp.ensemble import Agent
-from toa_exp.errors import BadInput
+from toa_exp.errors import BadInput, Unavailable
 from toa_exp.labels import LAB_WEIGHTS
 from toa_exp.rewards import model as reward_model
 
@@ -131,6 +131,25 @@ def test_the_number_format_is_float32_on_a_cpu(tmp_path):
     for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
         family, cpu = "AutoModelForCausalLM", torch.device("cpu")
         assert loading.load_model(family, folder, None, cpu, dtype, "reward").dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("whose", "mend", "not_its_own"),
+    [("agent 'ash'", "engine.residents=1", "reward."), ("reward", "reward.dtype=bfloat16", "engine")],
+)
+def test_a_model_that_memory_is_too_small_for_is_told_by_its_owner(
+    tmp_path, monkeypatch, whose, mend, not_its_own
+):
+    def full(*given: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    folder = str(classifier_model(tmp_path))
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    family, cpu = "AutoModelForSequenceClassification", torch.device("cpu")
+    with pytest.raises(Unavailable, match=f"^{whose}: .* does not fit on cpu") as error:
+        loading.load_model(family, folder, None, cpu, "auto", whose)
+    said = str(error.value).replace(folder, "")
+    assert mend in said and not_its_own not in said
 
 
 def test_what_other_threads_compute_in_is_left_alone(tmp_path, monkeypatch):

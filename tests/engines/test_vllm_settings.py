@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import itertools
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from toa_exp.core import Problem, Request
 from toa_exp.draws import Draw
 from toa_exp.engines import gpus
 from toa_exp.engines.gpus import Ground
+from toa_exp.engines.replay import Replay
 from toa_exp.engines.seats import GIB, Gpu
 from toa_exp.engines.transformers import Transformers
 from toa_exp.engines.vllm import Vllm
@@ -24,6 +26,7 @@ from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput, Unavailable
 from toa_exp.job import _decided, share_gpus
 from toa_exp.rewards.classifier import Classifier
+from toa_exp.rewards.ensemble import Ensemble
 from toa_exp.rewards.vllm_classifier import VllmClassifier
 
 
@@ -146,6 +149,36 @@ def test_agents_and_reward_are_placed_together(folder, tmp_path):
     assert there.ground is here.ground
     with pytest.raises(BadInput, match="must agree"):
         share_gpus([here, engine(agent(folder), residents=1)])
+
+
+KINDS = ["classifier.Classifier", "vllm_classifier.VllmClassifier"]
+
+
+@pytest.mark.parametrize("kinds", [*itertools.combinations_with_replacement(KINDS, 2)])
+@pytest.mark.parametrize("beside", [[], ["ash"]])
+def test_the_members_of_a_reward_are_placed_together_with_or_without_an_engine_that_plans(
+    folder, tmp_path, kinds, beside
+):
+    model = str(classifier_model(tmp_path))
+    members = {
+        name: {"_target_": f"toa_exp.rewards.{kind}", "model": model}
+        for name, kind in zip("xy", kinds, strict=True)
+    }
+    reward = Ensemble(members=members, task=None)
+    engines = [engine(agent(folder, name)) for name in beside] or [Replay({})]
+    ground = share_gpus([*engines, reward])
+    cards = [Gpu(index, "a GPU", 24 * GIB, 24 * GIB) for index in range(2 + len(beside))]
+    made = ground.plan(lambda: cards)
+    assert set(made.seats) == {*beside, "reward.members.x", "reward.members.y"}
+    assert len({seat.gpus for seat in made.seats.values()}) == len(cards)  # a GPU each
+    for name, member in reward.members.items():
+        assert getattr(member, "ground", None) is ground or member._ground is ground
+        assert member._seat == f"reward.members.{name}"
+
+
+def test_a_reward_alone_has_all_gpus(tmp_path):
+    reward = Classifier(model=str(classifier_model(tmp_path)))
+    assert share_gpus([Replay({}), reward]) is None
 
 
 @pytest.mark.parametrize("settings", [{}, {"gpus": [1]}, {"gpu_memory_utilization": 0.5}])

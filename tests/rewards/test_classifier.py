@@ -1,6 +1,7 @@
 """The classifier reward, on tiny random models."""
 
 import asyncio
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -8,11 +9,12 @@ from random import Random
 import pytest
 import torch
 from tiny_models import CHARACTERS, VOCABULARY, causal_model, classifier_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from toa_exp.core import Problem
 from toa_exp.draws import Score
 from toa_exp.errors import BadInput, Permanent, Unavailable
+from toa_exp.patience import Patience
 from toa_exp.rewards.classifier import Classifier
 
 PROBLEM = Problem("p", "What is 12 + 30?")
@@ -128,15 +130,53 @@ def test_scores_that_are_not_numbers_end_in_an_error(tmp_path):
     assert isinstance(error, Permanent) and "nan" in str(error)
 
 
-def test_out_of_memory_is_unavailable(folder, monkeypatch):
-    from transformers import LlamaForSequenceClassification
+def memory_for(monkeypatch: pytest.MonkeyPatch, tokens: int) -> list[weakref.ref]:
+    """Memory for so many tokens of a batch; returns what the steps that had too little of it made."""
+    forward, made = LlamaForSequenceClassification.forward, []
 
-    def full(*args: object, **kwargs: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def tight(model: object, **given: torch.Tensor) -> object:
+        if given["input_ids"].numel() > tokens:
+            activations = torch.zeros(1)
+            made.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(model, **given)
 
-    monkeypatch.setattr(LlamaForSequenceClassification, "forward", full)
-    [error] = score_all(folder, ["abc"])
-    assert isinstance(error, Unavailable) and "reward.max_batch" in str(error)
+    monkeypatch.setattr(LlamaForSequenceClassification, "forward", tight)
+    return made
+
+
+@pytest.mark.parametrize("tokens", [120, 250, 600])
+def test_what_memory_is_too_small_for_is_read_in_halves(folder, tokens, monkeypatch, caplog):
+    expected = rewards(score_all(folder, TEXTS))
+    made = memory_for(monkeypatch, tokens)
+    assert rewards(score_all(folder, TEXTS)) == pytest.approx(expected, abs=1e-5)
+    assert made and caplog.text.count("a lower reward.max_batch") == 1
+
+
+def test_a_text_that_memory_is_too_small_for_is_unavailable_alone(folder, monkeypatch):
+    memory_for(monkeypatch, 60)
+    good, long, other = score_all(folder, ["abc", "x" * 100, "abcd"])
+    assert isinstance(good, Score) and isinstance(other, Score)
+    assert isinstance(long, Unavailable) and not isinstance(long, Permanent)
+    assert "one answer of 120 tokens alone" in str(long) and "reward.dtype=bfloat16" in str(long)
+
+
+def test_nothing_of_a_step_that_ran_out_of_memory_is_kept_while_it_is_tried_again(folder, monkeypatch):
+    made, kept = memory_for(monkeypatch, 10), []
+
+    def retried() -> None:
+        kept.append([each() is not None for each in made])
+
+    async def run() -> None:
+        reward = Classifier(model=str(folder), device="cpu")
+        try:
+            await Patience(1, 0.0, retried)(reward.score, PROBLEM, "abc")
+        finally:
+            await reward.close()
+
+    with pytest.raises(Unavailable):
+        asyncio.run(run())
+    assert kept == [[False]]
 
 
 def test_the_fingerprint_is_the_content_and_the_label(folder, tmp_path):

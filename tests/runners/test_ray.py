@@ -6,10 +6,13 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from helpers import cli, lines
+
+from toa_exp.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -50,6 +53,12 @@ def cluster():
 
 def results(folder):
     return {name: (folder / RESULTS / name).read_bytes() for name in ("trajectories.jsonl", "curve.csv")}
+
+
+def scores(folder):
+    """The scores in the store, by key."""
+    with closing(Store(next(folder.rglob("*.sqlite")))) as store:
+        return [*store.rows("SELECT key, reward, tokens FROM scores ORDER BY key")]
 
 
 def drawn(folder):
@@ -96,16 +105,24 @@ def test_an_actor_and_a_node_may_die(cluster, request, tmp_path, kind):
     assert cli("store", "verify", f"store.path={where}", cwd=killed).returncode == 0
 
 
-def test_models_as_actors(tmp_path):
+ENSEMBLE = [
+    "reward=ensemble", "+reward@reward.members.a=lab_judge", "+reward@reward.members.b=lab_weak",
+    "reward.rule=standardised_mean", "reward.calibration=2", "runner.reward.replicas=2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reward", [[], ENSEMBLE])
+def test_models_as_actors(tmp_path, reward):
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    on_ray, rewards = reward[-1:], reward[:-1]
     run = [
         "run", "task=lab_math", "ensemble=lab", "~ensemble.agents.cleo", "~ensemble.agents.dan",
-        "task.problems=6", "budget.samples=[4]", "method=toa", "tracking.mode=disabled",
+        "task.problems=6", "budget.samples=[4]", "method=toa", "tracking.mode=disabled", *rewards,
     ]  # fmt: skip
     spread, alone = tmp_path / "spread", tmp_path / "alone"
     spread.mkdir()
     alone.mkdir()
-    result = cli(*run, "runner=ray", "runner.workers=2", "runner.shard=2", cwd=spread)
+    result = cli(*run, "runner=ray", "runner.workers=2", "runner.shard=2", *on_ray, cwd=spread)
     assert result.returncode == 0, result.stderr
     (path,) = spread.rglob("trajectories.jsonl")
     written = path.read_bytes()
@@ -121,6 +138,7 @@ def test_models_as_actors(tmp_path):
         for one in (path, other)
     ]
     assert found[0] == found[1]  # the seconds, which are measured, differ
+    assert scores(spread) == scores(alone)  # those of members, and what they are standardised by, included
 
 
 def test_a_model_without_a_gpu_is_refused_on_a_cluster_that_has_some(cluster, tmp_path):

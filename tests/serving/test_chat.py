@@ -11,7 +11,7 @@ from remote import draw
 from tiny_models import causal_model
 
 from toa_exp.core import Usage
-from toa_exp.draws import Sample
+from toa_exp.draws import Draw, Sample
 from toa_exp.engines.openai import OpenAI
 from toa_exp.engines.transformers import Transformers
 from toa_exp.ensemble import Agent
@@ -80,6 +80,27 @@ def test_openais_own_client_is_served(agents):
     assert (short.choices[0].finish_reason, short.usage.completion_tokens) == ("length", 2)
     assert whole.choices[0].message.content.startswith(short.choices[0].message.content)
     assert listed == [agent.model for agent in agents.values()]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "written", "limit", "reason"),
+    [
+        (200, 12, 12, "length"),
+        (200, 11, 12, "stop"),
+        (200, 56, 128, "length"),  # the window of 256 is full
+        (200, 55, 128, "stop"),
+        (200, 56, None, "length"),
+    ],
+)
+def test_an_answer_that_is_cut_is_said_to_be(agents, prompt, written, limit, reason):
+    class Written:
+        async def sample(self, draw: Draw) -> Sample:
+            return Sample("text", Usage(prompt, written), 0.1)
+
+    body = {"model": agents["ash"].model, "messages": [{"role": "user", "content": "?"}]}
+    chat = Chat(agents, lambda members: Written())
+    answer = asyncio.run(chat.complete(body | ({} if limit is None else {"max_tokens": limit})))
+    assert answer["choices"][0]["finish_reason"] == reason
 
 
 def test_a_prompt_over_the_window_is_the_failure_that_it_is_in_process(agents):

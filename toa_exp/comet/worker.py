@@ -59,10 +59,11 @@ def _answer(model: _Model, rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     try:
         return model.score(rows)
     except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        return {"error": "memory", "message": _reason(error)}
+        full = _reason(error)
     except Exception as error:  # a batch that cannot be scored is an answer too
         return {"error": "other", "message": _reason(error)}
+    torch.cuda.empty_cache()  # only now, since the error held what the step had in memory
+    return {"error": "memory", "message": full}
 
 
 def _reason(error: Exception) -> str:

@@ -31,6 +31,14 @@ DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
 ONE_AT_A_TIME = threading.RLock()
 # Parameters under which threads on a CPU wait for each other longer than they compute.
 _SMALL = 2_000_000
+# What makes room for a model on a device, by whose it is.
+_ROOM_OF_REWARD = (
+    "give reward.dtype=bfloat16 or another reward.device (cpu, cuda:1), or choose a smaller reward model"
+)
+_ROOM_OF_AGENT = (
+    "give engine.residents=1, so that agents take turns, or choose engine=vllm, which quantises a model or "
+    "spreads it over several GPUs"
+)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -218,9 +226,8 @@ def load_model(
     del loaded
     free_memory()
     raise Unavailable(
-        f"{whose}: {model!r} does not fit on {device} beside what is there. Free memory there, give "
-        f"engine.residents=1, so that agents take turns, or choose engine=vllm, which quantises a model or "
-        f"spreads it over several GPUs"
+        f"{whose}: {model!r} does not fit on {device} beside what is there. Free memory there, "
+        f"{_ROOM_OF_REWARD if whose == 'reward' else _ROOM_OF_AGENT}"
     )
 
 

@@ -59,6 +59,9 @@ class Ensemble:
             for name, node in sorted(members.items())
         }
         self.warms_up = all(getattr(member, "warms_up", True) for member in self.members.values())
+        self.ground: Ground | None = None
+        if sum(hasattr(member, "join") for member in self.members.values()) > 1:
+            self.join(Ground())  # which is the agents' where these are placed too
         self._rule = rule
         self._standardised = rule == "standardised_mean"
         self._moments: dict[str, tuple[float, float]] | None = None
@@ -80,7 +83,8 @@ class Ensemble:
         self.range = self._range()
 
     def join(self, ground: Ground, seat: str = "reward") -> None:
-        """Place the members together with the agents, each under a name of its own."""
+        """Place the members together, and with the agents, each under a name of its own."""
+        self.ground = ground
         for name, member in self.members.items():
             if hasattr(member, "join"):
                 member.join(ground, f"{seat}.members.{name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from toa_exp.rewards.base import Range
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 DECIMALS = 6  # of a score: beyond them batching shows, in float64 too since norms compute in float32
 
 
@@ -46,9 +49,10 @@ class Source:
     """Which model, where and how it runs.
 
     `model` is a hub id, of `revision`, or a folder. `device` and `dtype` are as those of the
-    transformers engine, `max_batch` answers are read at once. Nothing is cut off: an answer over
-    `max_length` tokens (None: the limit of model and tokenizer) is a Permanent error. `architecture`
-    replaces the fields of the model's config.json that FLOPs are counted from.
+    transformers engine, `max_batch` answers are read at once, fewer where memory is too small for them.
+    Nothing is cut off: an answer over `max_length` tokens (None: the limit of model and tokenizer) is a
+    Permanent error. `architecture` replaces the fields of the model's config.json that FLOPs are counted
+    from.
     """
 
     model: str
@@ -116,6 +120,7 @@ class ModelReward:
         self._batcher = Batcher(self._score, source.max_batch, order=lambda pair: len(pair[0]) + len(pair[1]))
         self._ground: Ground | None = None
         self._seat = "reward"
+        self._halved = False
 
     def join(self, ground: Ground, seat: str = "reward") -> None:
         """Be placed together with the agents, under the name `seat`, where no device is named."""
@@ -135,10 +140,8 @@ class ModelReward:
         await self._batcher.close()
         self._loaded = None
 
-    def _score(self, pairs: list[tuple[str, str]]) -> list[Score | Permanent]:
+    def _score(self, pairs: list[tuple[str, str]]) -> list[Score | Unavailable]:
         loading.import_libraries()
-        import torch
-
         if self._loaded is None:
             self._loaded = self._open()
         reader, device, window, known = self._loaded
@@ -147,13 +150,7 @@ class ModelReward:
         for chat in chats:
             checkpoints.check_tokens(chat.ids, known, self._source.model, "reward")
         fitting = [chat for chat in chats if len(chat.ids) <= window]
-        try:
-            rewards = iter(reader.rewards(fitting) if fitting else [])
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise Unavailable(
-                f"{device} is out of memory with {len(fitting)} answers at once; lower reward.max_batch"
-            ) from error
+        rewards = iter(self._read(reader, fitting, device) if fitting else [])
         seconds = (time.perf_counter() - started) / max(1, len(fitting))
         return [
             self._result(next(rewards), len(chat.ids), seconds)
@@ -161,6 +158,34 @@ class ModelReward:
             else too_long(self._source.model, len(chat.ids), window)
             for chat in chats
         ]
+
+    def _read(self, reader: Reader, chats: Sequence[Any], device: Any) -> list[float | Unavailable]:
+        """The reward of each; what memory is too small for is read in halves, down to one answer alone."""
+        import torch
+
+        try:
+            return [*reader.rewards(chats)]
+        except torch.OutOfMemoryError:
+            pass  # nothing holds on to it, as its cause would, and with it to the memory of the step
+        loading.free_memory()
+        if len(chats) == 1:
+            return [
+                Unavailable(
+                    f"reward: {device} is out of memory with one answer of {len(chats[0].ids)} tokens alone. "
+                    f"Free memory there, give reward.dtype=bfloat16 or another reward.device, or lower "
+                    f"ensemble.sampling.max_tokens"
+                )
+            ]
+        if not self._halved:
+            self._halved = True
+            log.warning(
+                "reward: %s is out of memory with %d answers at once, which are read in halves; a lower "
+                "reward.max_batch saves the attempts",
+                device,
+                len(chats),
+            )
+        half = len(chats) // 2
+        return [*self._read(reader, chats[:half], device), *self._read(reader, chats[half:], device)]
 
     def _models(self) -> list[Model]:
         """What has to be placed."""
@@ -182,7 +207,9 @@ class ModelReward:
         window = _window(source.max_length, model.config, tokenizer)
         return reader, model.device, window, checkpoints.embeddings_of(model)
 
-    def _result(self, reward: float, tokens: int, seconds: float) -> Score | Permanent:
+    def _result(self, reward: float | Unavailable, tokens: int, seconds: float) -> Score | Unavailable:
+        if isinstance(reward, Unavailable):
+            return reward
         if math.isfinite(reward):
             return Score(round(reward, DECIMALS), tokens, seconds)
         return Permanent(

@@ -17,7 +17,7 @@ from toa_exp.draws import Draw, Sample, Score
 from toa_exp.engines.base import Engine
 from toa_exp.engines.mixed import Mixed
 from toa_exp.ensemble import Agent, agents_of
-from toa_exp.errors import Unavailable
+from toa_exp.errors import Permanent, Unavailable
 from toa_exp.job import task_of
 from toa_exp.rewards.base import Reward
 from toa_exp.runners.connection import first_line
@@ -45,8 +45,7 @@ class Actor:
             return
         config, place = self._settings.enter(), Local()
         if self._agent is None:
-            reward = place.reward(config, task_of(config))
-            self._part, self._ask = reward, reward.score
+            self._part, self._ask = place.reward(config, task_of(config)), self._score
         else:
             agents = agents_of(self._settings.config["ensemble"])
             engine = place.engine(config, {self._agent: agents[self._agent]})
@@ -56,7 +55,7 @@ class Actor:
             await asyncio.to_thread(ground.plan)  # which would be made for the first draw
 
     async def ask(self, *given: Any) -> Any:
-        """The sample of a draw, or the score of a problem's text."""
+        """The sample of a draw, or the score of a problem's text by the reward, or by a member of it."""
         return await self._ask(*given)
 
     async def close(self) -> None:
@@ -68,22 +67,34 @@ class Actor:
         await self.ready()  # it was started again
         return await self._ask(*given)
 
+    async def _score(self, problem: Problem, text: str, *names: str) -> Score:
+        reward: Any = self._part
+        for name in names:
+            reward = reward.members[name]
+        score: Score = await reward.score(problem, text)
+        return score
+
 
 @dataclass(slots=True, eq=False)
 class _Replica:
-    """An actor; `under_way` counts the requests of this process, `back` waits for one that died."""
+    """An actor; `under_way` counts the requests of this process, `back` waits for one that died.
+
+    `fault` is what it last raised when it was to start again.
+    """
 
     actor: Any
     under_way: int = 0
-    back: asyncio.Task[bool] | None = None
+    back: asyncio.Task[None] | None = None
     lost: bool = False
+    fault: BaseException | None = None
 
 
 class Replicas:
     """Actors that answer the same requests; each goes to the one that has fewest under way.
 
     What is asked of one that dies is asked of another; where there is none, one that is started
-    again is waited for, up to `patience` seconds. `start` says which is first among equals.
+    again is waited for, up to `patience` seconds, but not where it cannot be: what it raises then is
+    raised here. `start` says which is first among equals.
     """
 
     def __init__(self, name: str, actors: Sequence[Any], patience: float, start: int) -> None:
@@ -119,28 +130,41 @@ class Replicas:
             if waits:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             else:
-                raise Unavailable(
-                    f"{self._name}: every actor died, and was not started again or not back in "
-                    f"{self._patience:.0f} s. See the logs of Ray for why; runner.restarts tries more often, "
-                    f"runner.patience waits longer"
-                )
+                raise self._gone()
 
-    async def _await(self, replica: _Replica) -> bool:
-        """Wait for an actor that died; whether it is back."""
+    def _gone(self) -> BaseException:
+        """Why there is no actor any more."""
+        faults = [replica.fault for replica in self._replicas if replica.fault is not None]
+        for fault in filter(_lasts, faults):
+            return fault
+        last = f" ({faults[-1]})" if faults else ""
+        return Unavailable(
+            f"{self._name}: every actor died, and was not started again or not back in "
+            f"{self._patience:.0f} s{last}. See the logs of Ray for why; runner.restarts tries more often, "
+            f"runner.patience waits longer"
+        )
+
+    async def _await(self, replica: _Replica) -> None:
+        """Wait for an actor that died, until it is back or lost."""
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             try:
                 await asyncio.wait_for(replica.actor.ready.remote(), deadline - time.monotonic())
             except ActorDiedError:
                 break
+            except RayTaskError as error:
+                replica.fault = unwrapped(error)
+                if _lasts(replica.fault):
+                    log.warning("%s: an actor cannot be started again: %s", self._name, replica.fault)
+                    break
             except (RayError, TimeoutError):
-                await asyncio.sleep(_PING)
+                pass
             else:
                 log.warning("%s: an actor is back", self._name)
                 replica.back = None
-                return True
+                return
+            await asyncio.sleep(_PING)
         replica.lost = True
-        return False
 
 
 class RemoteEngine:
@@ -160,19 +184,23 @@ class RemoteEngine:
 
 
 class RemoteReward:
-    """Stands for the reward where searches run; `local` says what it is, and scores nothing."""
+    """Stands for a reward where searches run; `local` says what it is, and scores nothing.
 
-    def __init__(self, local: Reward, replicas: Replicas) -> None:
+    Of the reward that actors have it is the member that `names` lead to.
+    """
+
+    def __init__(self, local: Reward, replicas: Replicas, *names: str) -> None:
         self.shape = local.shape
         self.fingerprint = local.fingerprint
         self.range = getattr(local, "range", None)
         self.warms_up = getattr(local, "warms_up", True)
         self._local = local
         self._replicas = replicas
+        self._names = names
 
     async def score(self, problem: Problem, text: str) -> Score:
         """The score of one text, by an actor."""
-        score: Score = await self._replicas.ask(problem, text)
+        score: Score = await self._replicas.ask(problem, text, *self._names)
         return score
 
     async def close(self) -> None:
@@ -208,16 +236,35 @@ class Remote(Local):
         """What scores them; without an actor, the reward itself."""
         local = super().reward(config, task)
         actors = self._actors.reward
-        return RemoteReward(local, self._replicas("reward", actors)) if actors else local
+        return stand_in(local, self._replicas("reward", actors)) if actors else local
 
     def _replicas(self, name: str, actors: Sequence[Any]) -> Replicas:
         return Replicas(name, actors, self._actors.patience, self._start)
+
+
+def stand_in(local: Any, replicas: Replicas, *names: str) -> Any:
+    """What stands for a reward where searches run.
+
+    One that has members goes on combining their scores here, where each is stored under its own key as in
+    a run on one machine; what holds a model is a member's own stand-in. `names` lead to the member.
+    """
+    members = getattr(local, "members", {})
+    if not members:
+        return RemoteReward(local, replicas, *names)
+    for name, member in members.items():
+        members[name] = stand_in(member, replicas, *names, name)
+    return local
 
 
 def unwrapped(error: RayTaskError) -> BaseException:
     """What was raised on the other side."""
     cause = error.cause
     return cause if isinstance(cause, Exception) else error
+
+
+def _lasts(fault: BaseException) -> bool:
+    """Whether what an actor raised will be raised again."""
+    return not isinstance(fault, Unavailable) or isinstance(fault, Permanent)
 
 
 def _light(draw: Draw) -> Draw:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from toa_exp.errors import BadInput, Unavailable
 from toa_exp.job import Job, engine_node
 from toa_exp.runner import Observer, write
 from toa_exp.runners.actors import Actor, Actors, unwrapped
-from toa_exp.runners.connection import cluster, first_line, machines, nodes
+from toa_exp.runners.connection import cluster, first_line, last_line, machines, nodes
 from toa_exp.runners.models import check_gpus
 from toa_exp.runners.placement import Share, check
 from toa_exp.runners.ray import Ray
@@ -94,7 +94,7 @@ class Spread:
                 f"the Ray cluster has {number} machines, which cannot share the file {job.store}; choose "
                 f"store=postgresql store.url=postgresql://user@host:5432/database"
             )
-        resources = [node["Resources"] for node in nodes()]
+        resources = _resources()
         agents = job.engine.agents
         shares = [(f"agent {name!r} (runner.agents.{name})", place.agent_share(name)) for name in agents]
         shares.append(("the reward (runner.reward)", place.reward_share))
@@ -115,11 +115,12 @@ class Spread:
             return list(itertools.chain(*started.values()))
 
         try:
-            for group in largest_first([*wanted, (None, place.reward_share)]):
+            for group in hardest_first(_resources(), [*wanted, (None, place.reward_share)]):
                 made = {name: self._start(settings, name, share) for name, share in group}
                 started |= made
                 await placed([(_named(name), actor.__ray_ready__) for name in made for actor in made[name]])
-            await gather_all([_answer(actor.ready) for actor in all_actors()])
+            named = [(_named(name), actor) for name, actors in started.items() for actor in actors]
+            await gather_all([_started(what, actor.ready) for what, actor in named])
             yield Actors({name: started[name] for name in names}, started[None], place.patience)
             with contextlib.suppress(RayError):  # one that dies now is no loss
                 await gather_all([_answer(actor.close) for actor in all_actors()])
@@ -133,33 +134,41 @@ class Spread:
         return [made.remote(settings, agent) for _ in range(share.replicas)]
 
 
-def largest_first(
-    wanted: Sequence[tuple[str | None, Share]],
+def hardest_first(
+    resources: Sequence[Mapping[str, float]], wanted: Sequence[tuple[str | None, Share]]
 ) -> Iterator[list[tuple[str | None, Share]]]:
-    """Those of a size at once, the largest first: small ones might break up the nodes that it needs."""
-    ordered = sorted(wanted, key=lambda pair: pair[1].size, reverse=True)
-    for _, group in itertools.groupby(ordered, key=lambda pair: pair[1].size):
+    """Those that are as hard to place at once, the hardest first: else others take their room."""
+
+    def rank(pair: tuple[str | None, Share]) -> tuple[float, ...]:
+        return pair[1].rank(resources)
+
+    for _, group in itertools.groupby(sorted(wanted, key=rank), key=rank):
         yield list(group)
 
 
 async def placed(wanted: Sequence[tuple[str, Any]]) -> None:
     """Wait until Ray has a place for all that is wanted, each with a method that answers then.
 
-    What it has not placed after a while is named.
+    What it has not placed after a while is named. Raises as `_started` does.
     """
-    waits = {asyncio.create_task(_answer(method)): what for what, method in wanted}
+    waits = {asyncio.create_task(_started(what, method)): what for what, method in wanted}
     pending = set(waits)
     while pending:
         done, pending = await asyncio.wait(pending, timeout=_WORD, return_when=asyncio.FIRST_EXCEPTION)
         for wait in done:
             wait.result()
         if pending:
-            missing = Counter(waits[one] for one in pending)
+            missing = Counter(what for one, what in waits.items() if one in pending)
             log.warning(
                 "waiting for Ray to place %s. What they take may be held by other jobs (`ray status`), or "
                 "split over machines",
                 ", ".join(f"{number} x {what}" for what, number in missing.items()),
             )
+
+
+def _resources() -> list[dict[str, float]]:
+    """What each node of the cluster has."""
+    return [node["Resources"] for node in nodes()]
 
 
 def _named(agent: str | None) -> str:
@@ -204,3 +213,14 @@ async def _answer(method: Any) -> None:
         await method.remote()
     except RayTaskError as error:
         raise unwrapped(error) from None
+
+
+async def _started(what: str, method: Any) -> None:
+    """`_answer` of what is being started; raises Unavailable where its process or machine ends."""
+    try:
+        await _answer(method)
+    except RayError as error:
+        raise Unavailable(
+            f"{what} ended while it was started ({last_line(error)}). Where it ran out of memory or crashed, "
+            f"the logs of Ray on its machine say more: give it more room, or mend what it runs"
+        ) from error

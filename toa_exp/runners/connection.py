@@ -14,6 +14,8 @@ from ray.exceptions import AuthenticationError
 
 from toa_exp.errors import BadInput
 
+_SHOWN = 400  # characters of a line
+
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
@@ -61,6 +63,11 @@ def machines() -> int:
 def first_line(error: Exception) -> str:
     """The first line of a message of Ray's, which go on for many."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def last_line(error: Exception) -> str:
+    """The last line of a message of Ray's, which says why where there are several."""
+    return str(error).strip().rpartition("\n")[2][:_SHOWN] or type(error).__name__
 
 
 def _knock(address: str | None) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from toa_exp.errors import BadInput
+
+_UNIT = 10_000  # parts of a resource that Ray tells apart
+_STEPS = 5_000  # of a search for room, which finds it at once or is long
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,11 @@ class Share:
         if min(self.replicas, self.num_gpus, self.num_cpus, *self.resources.values()) < 0:
             raise BadInput(f"runner has {self}; none of these is below 0")
 
-    @property
-    def size(self) -> tuple[float, float]:
-        """What the largest are placed first by."""
-        return self.num_gpus, self.num_cpus
+    def rank(self, nodes: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
+        """What is placed first has the lowest: that which fewest nodes can hold, then the largest."""
+        needs = self.needs()
+        able = sum(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes)
+        return able, -self.num_gpus, -self.num_cpus
 
     def options(self) -> dict[str, Any]:
         """As Ray takes them."""
@@ -38,28 +44,63 @@ class Share:
 
 
 def check(nodes: Sequence[Mapping[str, float]], shares: Sequence[tuple[str, Share]]) -> None:
-    """Raise BadInput where the nodes' resources cannot hold all replicas at once.
+    """Raise BadInput where the nodes' resources cannot hold all replicas at once, however they are placed.
 
-    Largest first, each on the first node with room for it, GPUs before all else.
+    What is named is the first for which there is no room, those that are hardest to place before it.
     """
-    free = [dict(node) for node in nodes]
-    wanted = [(what, share) for what, share in shares for _ in range(share.replicas)]
-    for what, share in sorted(wanted, key=lambda pair: pair[1].size, reverse=True):
-        needs = share.needs()
-        node = next((node for node in free if _holds(node, needs)), None)
-        if node is None:
-            asked = [f"{share.replicas} x {name}: {_listed(share.needs())}" for name, share in shares]
-            raise BadInput(
-                f"the Ray cluster has no room for {what}, which takes {_listed(needs)}. Asked for: "
-                f"{'; '.join(asked)}. The cluster has nodes of {'; '.join(_listed(_own(n)) for n in nodes)}. "
-                f"Ask for less, or add nodes"
-            )
-        for name, amount in needs.items():
-            node[name] -= amount
+    wanted = [pair for pair in shares for _ in range(pair[1].replicas) if pair[1].needs()]
+    wanted.sort(key=lambda pair: pair[1].rank(nodes))
+    needs = [share.needs() for _, share in wanted]
+    if _fit(nodes, needs):
+        return
+    most = bisect_left(range(len(needs)), True, key=lambda count: not _fit(nodes, needs[:count])) - 1
+    what, share = wanted[most]
+    asked = [f"{share.replicas} x {name}: {_listed(share.needs())}" for name, share in shares]
+    raise BadInput(
+        f"the Ray cluster has no room for {what}, which takes {_listed(share.needs())}. Asked for: "
+        f"{'; '.join(asked)}. The cluster has nodes of {'; '.join(_listed(_own(n)) for n in nodes)}. "
+        f"Ask for less, or add nodes"
+    )
 
 
-def _holds(node: Mapping[str, float], needs: Mapping[str, float]) -> bool:
-    return all(node.get(name, 0) >= amount - 1e-6 for name, amount in needs.items())
+def _fit(nodes: Sequence[Mapping[str, float]], wanted: Sequence[Mapping[str, float]]) -> bool:
+    """Whether all that is wanted has room at once. A search that grows long says so too: Ray will tell."""
+    names = sorted({name for needs in wanted for name in needs})
+    sizes = [_counted(needs, names) for needs in wanted]
+    stack = [(tuple(sorted(_counted(node, names) for node in nodes)), 0)]
+    seen: set[tuple[tuple[tuple[int, ...], ...], int]] = set()
+    while stack and len(seen) < _STEPS:
+        free, placed = stack.pop()
+        if placed == len(sizes):
+            return True
+        if (free, placed) in seen or not _enough(free, sizes[placed:]):
+            continue
+        seen.add((free, placed))
+        # Of nodes that are alike one is tried, and that which has least to spare first: it is popped next.
+        for node in sorted(set(free), key=sum, reverse=True):
+            left = tuple(there - size for there, size in zip(node, sizes[placed], strict=True))
+            if min(left) >= 0:
+                others = list(free)
+                others.remove(node)
+                stack.append((tuple(sorted([*others, left])), placed + 1))
+    return bool(stack)
+
+
+def _enough(free: Sequence[Sequence[int]], sizes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether nodes have as much as is wanted in all, and each of them alone room for all of a size."""
+    for kind in range(len(sizes[0])):
+        if sum(node[kind] for node in free) < sum(size[kind] for size in sizes):
+            return False
+    return all(sum(_times(node, size) for node in free) >= count for size, count in Counter(sizes).items())
+
+
+def _times(node: Sequence[int], size: Sequence[int]) -> int:
+    """How often a node holds something of a size."""
+    return min(there // part for there, part in zip(node, size, strict=True) if part)
+
+
+def _counted(amounts: Mapping[str, float], names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(round(amounts.get(name, 0) * _UNIT) for name in names)
 
 
 def _own(node: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,9 @@ request and seed. For a large model take vLLM's own server.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -85,7 +87,9 @@ class Chat:
         usage = sample.usage
         if sample.failure is not None:
             raise _too_long(base)
-        whole = usage.completion_tokens < agent.sampling["max_tokens"]
+        window = _window(base.model, base.revision)
+        room = math.inf if window is None else window - usage.prompt_tokens
+        whole = usage.completion_tokens < min(agent.sampling["max_tokens"], room)
         return {
             "id": f"chatcmpl-{name.replace(' ', '-')}",
             "object": "chat.completion",
@@ -173,11 +177,18 @@ def _draw(name: str, messages: list[Message], seed: int) -> Draw:
 
 def _too_long(agent: Agent) -> Failure:
     """The refusal of a prompt over the window, as clients know it from vLLM."""
-    config = model_config(agent.model, agent.revision, f"agent {agent.name!r}")
-    window = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    window = _window(agent.model, agent.revision)
     return Failure(
         400,
         f"This model's maximum context length is {window} tokens. However, your prompt leaves no room in it "
         f"for an answer. Please reduce the length of the input prompt.",
         "context_length_exceeded",
     )
+
+
+@functools.cache
+def _window(model: str, revision: str | None) -> int | None:
+    """The most tokens that a model reads and writes together; None where its config sets no limit."""
+    config = model_config(model, revision, "the server")
+    window: int | None = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
+    return window
