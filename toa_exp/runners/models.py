@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import get_object
-
+from toa_exp.build import target_of
 from toa_exp.engines.vllm import Vllm
 from toa_exp.errors import BadInput
 from toa_exp.rewards.vllm_classifier import VllmClassifier
@@ -48,9 +47,8 @@ def _on_gpus(part: Mapping[str, Any]) -> list[Any]:
     """The classes that run a model for a part of the configuration, on a GPU where they see one."""
     if part.get("members"):  # of an ensemble of rewards
         return [target for member in part["members"].values() for target in _on_gpus(member)]
-    try:
-        target = get_object(str(part.get("_target_")))
-    except (ImportError, ValueError, AttributeError):
+    target = target_of(part)
+    if target is None:
         return []  # which is told where it is built
     planned = "auto" if hasattr(target, "join") else "cpu"
     return [] if part.get("device", part.get("devices", planned)) == "cpu" else [target]

@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from toa_exp.core import Problem, Request
+from toa_exp.cost import text_part
 from toa_exp.draws import Draw, Message
 from toa_exp.engines.base import Engine
 from toa_exp.ensemble import Agent, model_config
@@ -174,7 +175,7 @@ def _draw(name: str, messages: list[Message], seed: int) -> Draw:
 def _too_long(agent: Agent) -> Failure:
     """The refusal of a prompt over the window, as clients know it from vLLM."""
     config = model_config(agent.model, agent.revision, f"agent {agent.name!r}")
-    window = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
+    window = text_part(config).get("max_position_embeddings")
     return Failure(
         400,
         f"This model's maximum context length is {window} tokens. However, your prompt leaves no room in it "
