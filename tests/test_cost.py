@@ -183,6 +183,13 @@ def test_counting_agrees_with_the_formulas(config):
         assert replace(formula, windows=count.windows) == count
 
 
+def test_the_language_model_of_several_parts_is_what_counts():
+    parts = {"model_type": "llava", "text_config": LLAMA_3_1_8B}
+    assert architecture(parts) == architecture(LLAMA_3_1_8B | {"text_config": None})
+    with pytest.raises(BadInput, match=r"text_config=5 of a config\.json holds no fields"):
+        architecture(LLAMA_3_1_8B | {"text_config": 5})
+
+
 def test_unknown_families_and_missing_fields_are_refused():
     with pytest.raises(BadInput, match="'lama'"):
         architecture({**LLAMA_3_1_8B, "model_type": "lama"})

@@ -41,6 +41,7 @@ from test_cli import RUN, ok
         (["experiment=labb", "seed=-1"], "experiment=labb is a name of your own, not 'lab'"),
         (["seed=99999999999999999999"], "seed=99999999999999999999"),
         (["seed=1.5"], "seed=1.5"),
+        (["ensemble.sampling=hot"], "ensemble.sampling=hot: expected a mapping"),
         (["task.path=???"], "task.path has no value; give task.path=<value>"),
     ],
 )

@@ -6,7 +6,8 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections import abc
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,14 +20,17 @@ from toa_exp.errors import BadInput, ToaError, choose
 Made = TypeVar("Made")
 _PART = re.compile(r"^full_key: (\S+)$", re.M)
 _SIMPLE = (bool, int, float, str, type(None))
+_MAPPINGS = (dict, abc.Mapping)
+_LISTS = (list, abc.Sequence)
 
 
 def build(config: DictConfig, what: str, **given: Any) -> Any:
     """The object that `config` describes; `given` are keywords that are no configuration.
 
-    Raises BadInput for a target that does not exist, a keyword that it does not take, a value that
-    is missing or of the wrong type.
+    Raises BadInput for a target that is not given or does not exist, a keyword that it does not take, a
+    value that is missing or of the wrong type.
     """
+    check_part(config, what)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         key = f"{what}.{missing[0].removeprefix(f'{what}.')}"
@@ -40,6 +44,8 @@ def build(config: DictConfig, what: str, **given: Any) -> Any:
         if isinstance(cause, ToaError):
             raise cause from error
         raise BadInput(f"{what}: {error}") from error
+    except TypeError as error:  # of Hydra, for its own keys: what nested targets raise it wraps, see above
+        raise BadInput(f"{what}: {error}") from error
     return call(made.func, made.keywords, what, **given)
 
 
@@ -48,9 +54,7 @@ def build_function(config: DictConfig, what: str, keys: Collection[str] | None =
 
     `keys` are the keywords to take from `config`, None for all of them.
     """
-    target = config.get("_target_")
-    if target is None:
-        raise BadInput(f"{what} has no _target_; give {what}._target_=<module>.<function>")
+    target = check_part(config, what)
     try:
         function = get_object(target)
     except (ImportError, ValueError, AttributeError) as error:
@@ -62,6 +66,31 @@ def build_function(config: DictConfig, what: str, keys: Collection[str] | None =
     }
     _check(function, keywords, what)
     return partial(function, **keywords)
+
+
+def check_part(node: Any, what: str) -> str:
+    """The import path that a part of the configuration gives; raises BadInput where there is none."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str) or not target:
+        raise BadInput(
+            f"{what}={shown(node)} has no _target_, which says what it is: choose one of its group, as "
+            f"`toa-exp run --help` lists them, or give {what}._target_=<module>.<name>"
+        )
+    return target
+
+
+def target_of(node: Mapping[str, Any]) -> Any:
+    """The class or function that a part of the configuration names; None for what `build` would refuse."""
+    try:
+        return get_object(str(node.get("_target_")))
+    except (ImportError, ValueError, AttributeError):
+        return None
+
+
+def is_kind(node: Mapping[str, Any], *kinds: type) -> bool:
+    """Whether a part of the configuration is of one of these classes, or of one derived from them."""
+    target = target_of(node)
+    return isinstance(target, type) and issubclass(target, kinds)
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
@@ -99,16 +128,65 @@ def _check(function: Callable[..., Any], values: Mapping[str, Any], what: str) -
             allowed = known or ["none: it takes no parameters"]
             raise choose(f"field of {what} ({getattr(function, '__name__', function)}):", name, allowed)
     for name, value in values.items():
-        allowed_types = _types(hints.get(name, shared.get(name)))
-        if allowed_types and not isinstance(value, tuple(allowed_types)):
-            names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed_types)
-            raise BadInput(f"{what}.{name}={value}: expected {names}")
+        check_type(f"{what}.{name}", value, hints.get(name, shared.get(name, Any)))
 
 
-def _types(hint: Any) -> list[type]:
-    """The types that a value may have, where the hint names simple ones only; an int is a float too."""
+def check_type(key: str, value: Any, hint: Any) -> None:
+    """Raise BadInput for a value, or a part of one, that is not of the type that a hint says.
+
+    An int is a float too. Objects that no YAML can hold, such as tasks, are taken as they are.
+    """
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    members = list(typing.get_args(hint)) if union else [hint]
-    if not all(member in _SIMPLE for member in members):
-        return []
-    return [*members, int] if float in members and int not in members else members
+    members = typing.get_args(hint) if union else (hint,)
+    fitting = next((member for member in members if _fits(value, member)), None)
+    if fitting is None:
+        raise BadInput(f"{key}={shown(value)}{_mend(key, value, members)}")
+    inner = typing.get_args(fitting)
+    if inner and isinstance(value, Mapping):
+        for name, part in value.items():
+            check_type(f"{key}.{name}", part, inner[-1])
+    elif inner and _is_list(value):
+        for number, part in enumerate(value):
+            check_type(f"{key}[{number}]", part, inner[0])
+
+
+def shown(value: object) -> str:
+    """A value as it reads in YAML, as far as a message needs it."""
+    return "null" if value is None else str(value)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the kind that a hint without alternatives says, whatever its parts are."""
+    kind = typing.get_origin(hint) or hint
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    if kind in _SIMPLE:
+        return isinstance(value, kind)
+    if kind in _MAPPINGS:
+        return isinstance(value, Mapping)
+    if kind in _LISTS:
+        return _is_list(value)
+    return callable(value) if kind is abc.Callable else True
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _mend(key: str, value: Any, members: Sequence[Any]) -> str:
+    """What a message says behind a key and its value that is none of the members of a hint."""
+    for member in members:
+        if typing.get_origin(member) in _LISTS and _fits(value, typing.get_args(member)[0]):
+            return f" is no list; give {key.rpartition('.')[2]}=[{value}]"
+    return f": expected {' or '.join(map(_named, members))}"
+
+
+def _named(hint: Any) -> str:
+    """A hint without alternatives in the words of a message."""
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in _MAPPINGS:
+        return "a mapping, as {<name>: <value>}"
+    if kind in _LISTS:
+        return f"a list of {_named(inner[0])}" if inner else "a list"
+    names = {float: "float or int", type(None): "null", abc.Callable: "a mapping with _target_"}
+    return names.get(kind) or str(getattr(kind, "__name__", kind))

@@ -121,9 +121,27 @@ def architecture(config: Mapping[str, Any], *, output_head: bool = True) -> Arch
 
     `output_head` is False for a model that scores instead of writing. Families without a formula
     here are counted (`toa_exp.counting`). Raises BadInput where transformers does not know the
-    family either or a field is missing, since a guess would be a wrong cost.
+    family either or a field is missing or no number, since a guess would be a wrong cost.
     """
-    given, config = config, {**config, **config.get("text_config", {})}
+    try:
+        return _architecture(config, output_head)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise BadInput(
+            f"FLOPs cannot be counted from this configuration ({error}); give the fields of a config.json as "
+            f"`architecture`"
+        ) from error
+
+
+def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the fields of its language model above the others, where it has them apart."""
+    part = config.get("text_config")
+    if part is not None and not isinstance(part, Mapping):
+        raise BadInput(f"text_config={part!r} of a config.json holds no fields; give them, or leave it out")
+    return {**config, **(part or {})}
+
+
+def _architecture(config: Mapping[str, Any], output_head: bool) -> Architecture:
+    given, config = config, text_part(config)
     family = config.get("model_type")
     if family not in _GATED | _PLAIN:
         from toa_exp.counting import counted  # needs transformers, which formulas do not

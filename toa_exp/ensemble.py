@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toa_exp import hub
-from toa_exp.build import call
+from toa_exp.build import call, check_type
 from toa_exp.cost import Architecture, Price, architecture
 from toa_exp.digests import file_digest
 from toa_exp.errors import BadInput, choose
@@ -80,17 +80,12 @@ class Agent:
         try:
             return architecture(config)
         except BadInput as error:
-            raise BadInput(f"{whose}: {error}") from error
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise BadInput(
-                f"{whose}: its FLOPs cannot be counted from this configuration ({error}); give "
-                f"ensemble.agents.{self.name}.architecture=<folder, hub id or fields of a config.json>"
-            ) from error
+            raise BadInput(f"{whose}: {error} (ensemble.agents.{self.name}.architecture)") from error
 
     def check_sampling(self) -> None:
         """Raise BadInput for sampling parameters that no model can be sampled with."""
         values = self.sampling
-        temperature, top_p, limit = (values[key] for key in _SAMPLING)
+        temperature, top_p, limit = (values.get(key, math.nan) for key in _SAMPLING)
         numbers = all(type(value) in (int, float) for value in (temperature, top_p))
         fine = numbers and 0 <= temperature < math.inf and 0 < top_p <= 1
         if not fine or type(limit) is not int or limit < 1:
@@ -102,10 +97,12 @@ class Agent:
 
 def agents_of(ensemble: Mapping[str, Any]) -> dict[str, Agent]:
     """The agents of an `ensemble` configuration by name, in the order given."""
-    members = ensemble.get("agents") or {}
+    members, sampling = ensemble.get("agents") or {}, ensemble.get("sampling") or {}
     if not members:
         raise BadInput("ensemble.agents is empty; name one agent or more, each with its `model`")
-    return {name: _agent(name, fields, ensemble.get("sampling") or {}) for name, fields in members.items()}
+    check_type("ensemble.agents", members, Mapping[str, Any])
+    check_type("ensemble.sampling", sampling, Mapping[str, Any])
+    return {name: _agent(name, fields, sampling) for name, fields in members.items()}
 
 
 def check_revision(revision: object, whose: str) -> None:
@@ -125,6 +122,8 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
             raise BadInput(
                 f"ensemble.agents.{name}.{key}={fields[key]!r} is no mapping; give {{<field>: ...}}"
             )
+    for key, hint in (("engine", str | None), ("architecture", Mapping[str, Any] | str | None)):
+        check_type(f"ensemble.agents.{name}.{key}", fields.get(key), hint)
     sampling = {**shared, **(fields.get("sampling") or {})}
     for key in sampling:
         if key not in [*_SAMPLING, _EXTRA]:

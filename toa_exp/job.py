@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from toa_exp.budgets import Budgets
-from toa_exp.build import build, build_function, call, plain
+from toa_exp.build import build, build_function, call, is_kind, plain, shown, target_of
 from toa_exp.core import Search
 from toa_exp.cost import Accountant
 from toa_exp.draws import digest, encode
 from toa_exp.engines.base import Engine
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.mixed import Mixed
+from toa_exp.engines.replay import Replay
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
 from toa_exp.rewards.base import Reward
@@ -26,14 +27,14 @@ from toa_exp.rewards.warmup import WarmUp, check_tau, warm_up_of
 from toa_exp.runner import Runner
 from toa_exp.sampler import Counts, Sampler
 from toa_exp.selection import Selection
-from toa_exp.storage import Storage
+from toa_exp.storage import Storage, path_of
 from toa_exp.tasks.base import Task
 from toa_exp.trajectory import Player
 
 if TYPE_CHECKING:
     from toa_exp.runners.local import Local
 
-REPLAY = "toa_exp.engines.replay.Replay"
+_PARTS = ("task", "ensemble", "engine", "reward", "method", "selection", "budget", "store", "runner")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
     `place` stands in for the configuration's runner.
     """
     _check_numbers(config)
+    check_parts(config)
     if place is None:
         place = build(config.runner, "runner")
     task = task_of(config)
@@ -141,10 +143,10 @@ def assemble(config: DictConfig, overrides: list[str], place: Local | None = Non
             reward.shape,
             config.flops,
         ),
-        store=config.store.path,
+        store=path_of(config.store),
         place=place,
         ground=ground,
-        warm_up=warm_up_of(reward, task, plain(config.warm_up) if config.get("warm_up") else None, tau),
+        warm_up=warm_up_of(reward, task, _plain(config.get("warm_up")) or None, tau),
         config=config,
         overrides=overrides,
     )
@@ -156,25 +158,47 @@ def task_of(config: DictConfig) -> Task:
     return task
 
 
+def check_parts(config: DictConfig) -> None:
+    """Raise BadInput where one of the parts that a run has is none."""
+    for name in _PARTS:
+        if not isinstance(config[name], DictConfig):
+            raise BadInput(
+                f"{name}={shown(config[name])} is no mapping of fields; give {name}=<choice>, one of "
+                f"`toa-exp run --help`"
+            )
+
+
 def engine_node(config: DictConfig, agent: Agent) -> DictConfig:
-    """The configuration of an agent's engine; raises BadInput for one that is not there."""
-    if agent.engine is not None and agent.engine not in config.engines:
+    """The configuration of an agent's engine; raises BadInput for one that is not there, or none."""
+    name, engines = agent.engine, config.engines
+    if name is None:
+        default: DictConfig = config.engine
+        return default
+    add = f"+engine@engines.{name}"
+    if not isinstance(engines, DictConfig):
         raise BadInput(
-            f"agent {agent.name!r} names engine {agent.engine!r}; engines has "
-            f"{', '.join(config.engines) or 'none'}. Add it: +engine@engines.{agent.engine}=<choice>"
+            f"agent {agent.name!r} names engine {name!r}, and engines={shown(engines)} is no mapping of "
+            f"engines by name; leave that out, and add it: {add}=<choice>"
         )
-    node: DictConfig = config.engine if agent.engine is None else config.engines[agent.engine]
+    if name not in engines:
+        raise BadInput(
+            f"agent {agent.name!r} names engine {name!r}; engines has {', '.join(engines) or 'none'}. "
+            f"Add it: {add}=<choice>"
+        )
+    node = engines[name]
+    if not isinstance(node, DictConfig) or not node.get("_target_"):
+        choice = node if isinstance(node, str) else "<choice>"
+        raise BadInput(
+            f"engines.{name}={shown(node)}, which agent {agent.name!r} names, is no engine; a choice of the "
+            f"group engine is given as {add}={choice}"
+        )
     return node
 
 
 def _decided(agent: Agent, config: DictConfig) -> Agent:
     """The agent with what its engine's settings have to do with its samples, wherever the engine is."""
     node = engine_node(config, agent)
-    target = node.get("_target_")
-    try:
-        deciding = getattr(get_object(target), "deciding", None) if target else None
-    except (ImportError, ValueError, AttributeError):
-        return agent  # which is told when the engine is built
+    deciding = getattr(target_of(node), "deciding", None)
     if deciding is None:
         return agent
     return replace(agent, deciding={**agent.deciding, **deciding(agent, plain(node))})
@@ -201,7 +225,7 @@ def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
     The engines that agents name still say what decides their samples (`engine_node`), of which replay knows
     nothing.
     """
-    if config.engine.get("_target_") == REPLAY:
+    if is_kind(config.engine, Replay):
         replay: Engine = build(config.engine, "engine", agents=agents)
         return replay
     nodes: dict[str | None, DictConfig] = {}
@@ -216,9 +240,13 @@ def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
     return engines[0] if len(engines) == 1 else Mixed(agents, engines)
 
 
+def _plain(value: Any) -> Any:
+    return plain(value) if isinstance(value, DictConfig) else value
+
+
 def _check_numbers(config: DictConfig) -> None:
     for key, low in {"concurrency": 1, "retries": 0, "seed": 0}.items():
         if not isinstance(config[key], int) or not low <= config[key] < 2**63:
             raise BadInput(f"{key}={config[key]}: give an integer, {low} or more")
-    if not isinstance(config.backoff, int | float) or config.backoff < 0:
+    if not isinstance(config.backoff, int | float) or not 0 <= config.backoff < math.inf:
         raise BadInput(f"backoff={config.backoff}: give a number of seconds, 0 or more")

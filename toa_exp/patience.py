@@ -55,7 +55,7 @@ class Patience:
         raise AssertionError("the last attempt returns or raises")
 
 
-class Once(Generic[Value]):
+class SingleFlight(Generic[Value]):
     """Makes what a key stands for once: whoever asks for it meanwhile is given the same."""
 
     def __init__(self) -> None:

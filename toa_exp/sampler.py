@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from toa_exp.core import Problem
 from toa_exp.draws import Draw, Sample, Score
 from toa_exp.engines.base import Engine
-from toa_exp.patience import Once, Patience
+from toa_exp.patience import Patience, SingleFlight
 from toa_exp.rewards.base import Reward
 from toa_exp.rewards.warmup import WarmUp
 from toa_exp.scorer import Scorer
@@ -63,7 +63,7 @@ class Sampler:
         self._engine = engine
         self._store = store
         self._patience = Patience(retries, backoff, self._retried)
-        self._once: Once[tuple[Sample, Score | None]] = Once()
+        self._once: SingleFlight[tuple[Sample, Score | None]] = SingleFlight()
         self.scorer: Scorer | None = None
         if reward is not None:
             self.scorer = Scorer(reward, store, self._patience, self._scored, first)

@@ -11,7 +11,7 @@ from toa_exp.aio import gather_all
 from toa_exp.core import Problem
 from toa_exp.draws import Score, ScoreKey, score_key
 from toa_exp.errors import Permanent
-from toa_exp.patience import Once, Patience
+from toa_exp.patience import Patience, SingleFlight
 from toa_exp.rewards.base import Reward
 from toa_exp.storage import Storage
 
@@ -40,7 +40,7 @@ class Scorer:
         self._digest = store.register(reward.fingerprint())
         self._store = store
         self._patience = patience
-        self._once: Once[Score] = Once()
+        self._once: SingleFlight[Score] = SingleFlight()
         self._turn = asyncio.Lock()
         self._members = {
             name: Scorer(member, store, patience) for name, member in getattr(reward, "members", {}).items()

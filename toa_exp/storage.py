@@ -104,6 +104,16 @@ def is_url(where: str) -> bool:
     return match is not None
 
 
+def path_of(store: Mapping[str, Any]) -> str:
+    """What the configuration of a store says where it is. Raises BadInput for what is no path."""
+    path = store.get("path")
+    if not isinstance(path, str) or not path:
+        raise BadInput(
+            f"store.path={path}: give a file, or store=postgresql store.url=postgresql://user@host:5432/database"
+        )
+    return path
+
+
 def open_store(where: str, *, patient: bool = False) -> Storage:
     """The store at a path or a postgresql:// URL, made on first use.
 

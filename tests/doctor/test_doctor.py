@@ -178,9 +178,11 @@ def test_every_replica_is_looked_for(doctor, questions):
 
 
 def test_a_configuration_that_cannot_be_read_is_bad_input(doctor, tmp_path):
-    for wrong in ("method=tao", "ensemble.agents={a:{modle:x}}", "budget.unit=hours"):
+    for wrong in ("method=tao", "ensemble.agents={a:{modle:x}}", "budget.unit=hours", "store.path=null"):
         status, lines, errors = doctor(wrong)
         assert status == 2 and errors and not lines
+    status, lines, errors = doctor("+engines.here=transformers", "+ensemble.agents.cedar.engine=here")
+    assert status == 2 and "+engine@engines.here=transformers" in errors and not lines
 
 
 def test_a_sweep_is_looked_at_once(doctor, tmp_path):

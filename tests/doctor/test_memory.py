@@ -37,7 +37,7 @@ def test_models_are_weighed_against_the_memory_that_is_free(free, level, tmp_pat
     engine = {"device": "auto", "dtype": "auto"}
     one = Agent("ash", weights(tmp_path / "a", 8), None, {})
     two = Agent("elm", weights(tmp_path / "b", 4), None, {}, options={"dtype": "float32"})
-    models = [memory.Weights.of_agent(agent, engine) for agent in (one, two)]
+    models = [memory.Load.of_agent(agent, engine) for agent in (one, two)]
     memory.check_memory(Findings(said.append), models)
     (line,) = said
     assert line.startswith(level) and "16.00 GiB of weights (agent 'ash' 8.00, agent 'elm' 8.00)" in line
@@ -49,7 +49,7 @@ def test_a_model_whose_size_is_not_known_is_no_small_one(tmp_path):
     engine = {"device": "cpu", "dtype": "auto"}
     for model in (tmp_path / "empty", weights(tmp_path / "a", 1, dtype="bfloat16")):
         agent = Agent("ash", str(model), None, {}, options={"dtype": "float31"})
-        memory.check_memory(Findings(said.append), [memory.Weights.of_agent(agent, engine)])
+        memory.check_memory(Findings(said.append), [memory.Load.of_agent(agent, engine)])
     assert "how much agent 'ash' takes is not known" in said[0] and "config.json" in said[0]
     assert "unknown dtype of agent 'ash': 'float31'" in said[1] and all(s.startswith("WARN") for s in said)
 
@@ -108,6 +108,31 @@ def test_without_gpus_what_vllm_runs_is_weighed(doctor, tmp_path, monkeypatch):
     assert "30.00 GiB of weights (agent 'a0' 24.00, reward 6.00), 1000.0 GiB free on the CPU" in line
 
 
+@pytest.mark.parametrize("kind", ["classifier", "vllm_classifier"])
+def test_without_gpus_every_member_of_a_reward_is_weighed(kind, doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [])
+    monkeypatch.setattr(memory, "free_memory", lambda device: (sizes.CPU, 1000 * GIB))
+    model = weights(tmp_path / "reward", 3)
+    given = [f"+reward@reward.members.{name}={kind}" for name in ("one", "two")]
+    given += [f"reward.members.{name}.model={model}" for name in ("one", "two")]
+    _, lines, _ = doctor("task=simulated", "ensemble=simulated", "reward=ensemble", *given)
+    (line,) = [line for line in lines if " memory: " in line]
+    assert "12.00 GiB of weights (reward.members.one 6.00, reward.members.two 6.00)" in line
+
+
+def test_an_engine_derived_from_one_is_looked_at_as_that_one(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [])
+    monkeypatch.setattr(memory, "free_memory", lambda device: (sizes.CPU, 1000 * GIB))
+    (tmp_path / "derived.py").write_text(
+        "from toa_exp.engines.transformers import Transformers\n\nclass Mine(Transformers):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    member = agents(ash=f"model:{weights(tmp_path / 'a', 3)}")
+    _, lines, _ = doctor("task=simulated", "engine._target_=derived.Mine", "engine=transformers", member)
+    assert any("6.00 GiB of weights (agent 'ash' 6.00)" in line for line in lines)
+    assert any("chat template of agent 'ash'" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("target", "residents", "free", "level", "counted"),
     [
@@ -129,7 +154,7 @@ def test_agents_that_take_turns_count_as_many_as_are_there_at_once(
     engine = {"_target_": f"toa_exp.engines.{target}", "residents": residents}
     named = {"ash": 8.0, "elm": 2.0, "oak": 8.0}
     members = [Agent(name, weights(tmp_path / name, size), None, {}) for name, size in named.items()]
-    memory.check_memory(Findings(said.append), [memory.Weights.of_agent(agent, engine) for agent in members])
+    memory.check_memory(Findings(said.append), [memory.Load.of_agent(agent, engine) for agent in members])
     (line,) = said
     assert line.startswith(level) and counted in line
     assert ("engine.residents=1" in line) == (level == "FAIL")

@@ -1,6 +1,7 @@
 """Placement: pure arithmetic, on GPUs that are not there."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -257,6 +258,34 @@ def test_a_model_without_files_is_counted_and_one_without_fields_refused(tmp_pat
     broken = {"num_hidden_layers": None}
     with pytest.raises(BadInput, match=r"agent 'a'.*num_hidden_layers"):
         size_of(folder(tmp_path, GIB, **broken), None, "agent 'a'")
+
+
+UNKNOWN = pytest.mark.parametrize(
+    ("size", "changes"),
+    [(GIB, {"num_attention_heads": None}), (None, {"model_type": "of tomorrow"})],
+    ids=["its cache", "all"],
+)
+
+
+@UNKNOWN
+def test_a_model_of_unknown_size_can_be_given_its_part_of_a_gpu(tmp_path, size, changes):
+    place = folder(tmp_path, size, **changes)
+    with pytest.raises(BadInput, match=r"give its part of .*gpu_memory_utilization=<fraction>"):
+        Settings().model("a", place, None, "agent 'a'", agents=["a"])
+    made = Settings(gpu_memory_utilization=0.5).model("a", place, None, "agent 'a'", agents=["a"])
+    seats = plan([made, model("b", 4)], gpus(24)).seats
+    assert seats["a"].share == pytest.approx(0.5) and seats["b"].share == pytest.approx(0.4)
+    with pytest.raises(
+        BadInput,
+        match=r"b does not fit: its own part of a GPU is 0\.5;.* smaller part .* \+\+ensemble\.agents\.a\.",
+    ):
+        plan([made, replace(made, name="b")], gpus(20), residents=2)
+
+
+@UNKNOWN
+def test_on_a_cpu_a_model_of_unknown_size_has_the_least_of_a_cache(tmp_path, size, changes):
+    made = Settings(max_model_len=65536).cpu_arguments(folder(tmp_path, size, **changes), None, "agent 'a'")
+    assert made["kv_cache_memory_bytes"] == GIB and made["max_num_batched_tokens"] == 65536
 
 
 def test_heads_that_no_number_of_gpus_can_share_are_told(tmp_path):

@@ -56,6 +56,13 @@ def engine(*agents: Agent, **settings: object) -> Vllm:
         ({"arguments": "--kv-cache-dtype fp8"}, "is no mapping"),
         ({"arguments": {"trust_remote_code": True}}, "never run"),
         ({"arguments": {"data_parallel_size": 2}}, r"runner=ray .*replicas: 2"),
+        (
+            {"arguments": {"pipeline_parallel_size": "two"}},
+            "pipeline_parallel_size=two; give the number of GPUs",
+        ),
+        ({"arguments": {"pipeline_parallel_size": 0}}, "an integer, 1 or more"),
+        ({"arguments": {"distributed_executor_backend": "ray"}}, "leave it out, .* with runner=ray"),
+        ({"gpus": "all"}, r"gpus='all'; give the indices of its GPUs, as \[0, 1\]"),
         ({"max_model_len": "long"}, "expected int or null"),
     ],
 )
@@ -87,6 +94,7 @@ def test_sampling_that_cannot_be_is_told_at_once(folder, sampling, message):
         ({"residents": 0}, r"engine\.residents"),
         ({"sleep_level": 3}, r"engine\.sleep_level"),
         ({"gpu_memory_utilization": 0.0}, r"engine\.gpu_memory_utilization"),
+        ({"patience": -5.0}, r"engine\.patience=-5.0: give .*0 or more"),
     ],
 )
 def test_settings_of_the_engine_are_checked(folder, settings, message):
@@ -147,8 +155,46 @@ def test_agents_and_reward_are_placed_together(folder, tmp_path):
     made = here.ground.plan(lambda: cards)
     assert made is not None and set(made.seats) == {"ash", "oak", "reward"}
     assert there.ground is here.ground
-    with pytest.raises(BadInput, match="must agree"):
-        share_gpus([here, engine(agent(folder), residents=1)])
+
+
+ONE, AUTO, PART = {"residents": 1}, {}, {"gpu_memory_utilization": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("oaks", "ashs", "term", "values"),
+    [
+        ((Vllm, ONE), (Vllm, AUTO), "residents", ("1", "auto")),
+        ((Transformers, ONE), (Vllm, AUTO), "residents", ("1", "auto")),
+        ((Transformers, ONE), (Vllm, PART), "residents", ("1", "auto")),
+        ((Transformers, AUTO), (Vllm, ONE), "residents", ("auto", "1")),
+        ((Transformers, ONE), (Transformers, AUTO), "residents", ("1", "auto")),
+        ((Vllm, PART), (Vllm, AUTO), "gpu_memory_utilization", ("0.8", "0.9")),
+        ((Vllm, {"gpus": [0]}), (Vllm, AUTO), "gpus", ("[0]", "auto")),
+    ],
+)
+def test_engines_that_want_different_things_of_the_gpus_are_named(folder, oaks, ashs, term, values):
+    made = [
+        kind({name: agent(folder, name)}, **given) for name, (kind, given) in (("oak", oaks), ("ash", ashs))
+    ]
+    ground = share_gpus(made)
+    with pytest.raises(BadInput) as error:
+        ground.plan(lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    said = str(error.value)
+    assert f"must agree in {term}, which is" in said and f"engines.<name>.{term}=<value>" in said
+    for name, (kind, _), value in zip(("oak", "ash"), (oaks, ashs), values, strict=True):
+        assert f"{value} for engine={kind.__name__.lower()} (agents {name})" in said
+
+
+def test_where_there_are_no_gpus_nobody_has_to_agree_on_them(folder):
+    made = [Transformers({"oak": agent(folder, "oak")}, **ONE), engine(agent(folder, "ash"), **PART)]
+    assert share_gpus(made).plan(lambda: []) is None
+
+
+def test_what_one_engine_alone_has_a_setting_for_holds_for_all(folder):
+    theirs, ours = Transformers({"oak": agent(folder, "oak")}, **ONE), engine(agent(folder), **ONE, **PART)
+    ground = share_gpus([theirs, ours])
+    made = ground.plan(lambda: [Gpu(index, "a GPU", 24 * GIB, 24 * GIB) for index in (0, 1)])
+    assert ground is theirs.ground and max(seat.share for seat in made.seats.values()) <= 0.8
 
 
 KINDS = ["classifier.Classifier", "vllm_classifier.VllmClassifier"]

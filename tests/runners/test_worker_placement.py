@@ -1,6 +1,7 @@
 """Whether a cluster has room for what a run asks of it."""
 
 import itertools
+import math
 from contextlib import nullcontext
 from random import Random
 
@@ -88,6 +89,25 @@ def holds(nodes, wanted, way):
 def test_no_share_is_negative():
     with pytest.raises(BadInput, match="num_gpus=-1"):
         Share(num_gpus=-1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_gpus": -1}, r"^runner\.agents\.qwen\.num_gpus=-1: give a number, 0 or more"),
+        ({"num_gpus": 1.5}, r"^runner\.agents\.qwen\.num_gpus=1\.5: .*give 1 or 2$"),
+        ({"num_cpus": math.nan}, r"qwen\.num_cpus=nan: give a number"),
+        ({"num_gpu": 1}, r"field of runner\.agents\.qwen .*Did you mean 'num_gpus'\?"),
+        ({"owner": "me"}, "unknown field of runner.agents.qwen"),
+        ({"resources": None}, r"qwen\.resources=null: expected a mapping"),
+        ({"resources": {"fast": "one"}}, r"qwen\.resources\.fast=one: expected float or int"),
+        ({"resources": {"fast": -1}}, r"qwen\.resources\.fast=-1: give a number"),
+        ({"resources": {"GPU": 1}}, r"qwen\.resources\.GPU: give runner\.agents\.qwen\.num_gpus instead"),
+    ],
+)
+def test_what_ray_cannot_set_aside_is_named_with_its_place(fields, message):
+    with pytest.raises(BadInput, match=message):
+        Share.of(fields, "runner.agents.qwen")
 
 
 VLLM = {"_target_": "toa_exp.engines.vllm.Vllm"}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from toa_exp import labels
 from toa_exp.app import CONF
 from toa_exp.build import build
+from toa_exp.commands.serve import _is_replaced
 from toa_exp.engines import gpus as placing
 from toa_exp.engines.seats import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
@@ -114,6 +116,21 @@ def test_every_model_has_a_vllm_server_with_the_agents_arguments(tmp_path, vllm,
     assert command[at + 1 : at + 3] == ["1", "2"]
     assert "--enforce-eager" in command and "--no-trust-remote-code" in command
     assert result.agents["ash"].endswith(f":{options['--port']}/v1") and result.reward is None
+
+
+def test_an_engine_without_fields_is_served_as_a_run_has_it(tmp_path, vllm, monkeypatch):
+    monkeypatch.setattr(placing, "visible_gpus", gpus(24))
+    (tmp_path / "derived_vllm.py").write_text(
+        "from toa_exp.engines.vllm import Vllm\n\nclass Mine(Vllm):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for number, target in enumerate(("toa_exp.engines.vllm.Vllm", "derived_vllm.Mine")):
+        agents = f"{{ash:{{model:{folder(tmp_path / f'model{number}', 4)}}}}}"
+        wanted = ["~ensemble.agents", f"+ensemble.agents={agents}", "reward=verifier", "~engine"]
+        result = made(tmp_path / f"served{number}", *wanted, f"+engine={{_target_:{target}}}")
+        (server,) = result.servers
+        assert float(given(server)["--gpu-memory-utilization"]) == pytest.approx(0.9, abs=0.01)
+        assert server.name.startswith("vllm server")
 
 
 def test_the_gpus_are_shared_out_as_by_the_engine_of_a_run(tmp_path, vllm, monkeypatch, capsys):
@@ -260,6 +277,15 @@ def test_a_reward_of_several_models_is_served_with_a_word_on_its_flops(caplog):
     config = compose(*LAB, "reward=ensemble", member, f"reward.members.one.model={MATH}/judge")
     assert yaml.safe_load(served_reward(config.reward, "ensemble", "http://x"))["architecture"] is None
     assert "reward=ensemble do not count its FLOPs" in caplog.text
+
+
+def test_what_says_how_the_agents_are_reached_here_is_left_out_of_the_command_of_a_run():
+    served = Plan([], {"ash": "http://x/v1"}, {}, None)
+    replaced = ["engine=vllm", "engine.dtype=float32", "+engine@engines.here=vllm", "engines.here.dtype=auto",
+                "++engines.here.residents=1", "+ensemble.agents.ash.engine=here", "port=1"]  # fmt: skip
+    kept = ["task=lab_math", "reward=verifier", "seed=1", "runner=ray"]
+    assert [override for override in (*replaced, *kept) if not _is_replaced(override, served)] == kept
+    assert not any(_is_replaced(override, replace(served, agents={})) for override in replaced[:-1])
 
 
 @pytest.mark.parametrize("server", ["auto", "vllm"])

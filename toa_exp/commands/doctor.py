@@ -16,28 +16,29 @@ from omegaconf import DictConfig
 
 from toa_exp.app import launch
 from toa_exp.budgets import Budgets
-from toa_exp.build import build, build_function, call, plain
+from toa_exp.build import build, build_function, call, is_kind, plain
 from toa_exp.core import Problem
 from toa_exp.doctor.agents import check_answer, check_endpoints, check_flops, check_template
 from toa_exp.doctor.findings import Findings
 from toa_exp.doctor.machine import check_gpus, check_versions
-from toa_exp.doctor.memory import Weights, check_memory, check_plan
+from toa_exp.doctor.memory import Load, check_memory, check_plan, members_of
 from toa_exp.doctor.store import check_store
 from toa_exp.draws import Message
 from toa_exp.engines.base import Engine
 from toa_exp.engines.endpoints import Refused
+from toa_exp.engines.openai import OpenAI
+from toa_exp.engines.replay import Replay
+from toa_exp.engines.transformers import Transformers
+from toa_exp.engines.vllm import Vllm
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput, ToaError
-from toa_exp.job import REPLAY, engine_node, engine_of
+from toa_exp.job import check_parts, engine_node, engine_of
 from toa_exp.rewards.base import Reward
-from toa_exp.storage import is_url
+from toa_exp.rewards.vllm_classifier import VllmClassifier
+from toa_exp.runners.ray import Ray
+from toa_exp.storage import is_url, path_of
 from toa_exp.tasks.base import Task
 
-_OPENAI = "toa_exp.engines.openai.OpenAI"
-_TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
-_VLLM = "toa_exp.engines.vllm.Vllm"
-_VLLM_REWARD = "toa_exp.rewards.vllm_classifier.VllmClassifier"
-_RAY = "toa_exp.runners.ray.Ray"
 _TEMPLATES = {"direct": 0, "refine": 1, "aggregate": 2}  # with how many drafts
 _STAND_IN = Problem("doctor", "What is 2 + 2?", "4")
 
@@ -55,17 +56,19 @@ def main(arguments: list[str]) -> int:
 
 async def _examine(config: DictConfig, findings: Findings) -> None:
     """All checks, the cheap ones first; one that fails keeps no other from being made."""
+    check_parts(config)
     agents = agents_of(plain(config.ensemble))
-    replayed = config.engine.get("_target_") == REPLAY  # whatever engine an agent names
+    replayed = is_kind(config.engine, Replay)  # whatever engine an agent names
     engines = {n: config.engine if replayed else engine_node(config, agent) for n, agent in agents.items()}
+    store = path_of(config.store)
     call(Budgets.of, plain(config.budget), "budget")
     build_function(config.method, "method")
     build_function(config.selection, "selection")
     check_versions(findings, _extras(config, engines))
     check_gpus(findings)
-    check_store(findings, str(config.store.path))
+    check_store(findings, store)
     task, problem, chats = _task(config, findings)
-    spread = config.runner.get("_target_") == _RAY
+    spread = is_kind(config.runner, Ray)
     if spread:
         with findings.checking("runner"):
             build(config.runner, "runner")
@@ -93,17 +96,18 @@ async def _examine(config: DictConfig, findings: Findings) -> None:
 
 def _extras(config: DictConfig, engines: Mapping[str, DictConfig]) -> set[str]:
     """The optional packages that the configuration uses."""
-    targets = {node.get("_target_") for node in (*engines.values(), config.reward, config.runner)}
-    used = {"vllm"} if targets & {_VLLM, _VLLM_REWARD} else set()
-    used |= {"ray"} if _RAY in targets else set()
+    parts = [*engines.values(), *members_of(config.reward).values()]
+    vllm = any(is_kind(part, Vllm, VllmClassifier) for part in parts)
+    used = {"vllm"} if vllm else set()
+    used |= {"ray"} if is_kind(config.runner, Ray) else set()
     with contextlib.suppress(BadInput):  # told when the store is looked at
-        used |= {"psycopg"} if is_url(str(config.store.path)) else set()
+        used |= {"psycopg"} if is_url(path_of(config.store)) else set()
     return used
 
 
 def _loads(engine: DictConfig, agent: Agent) -> bool:
     """Whether asking an agent loads its model here."""
-    return engine.get("_target_") in (_TRANSFORMERS, _VLLM) and not agent.simulated
+    return is_kind(engine, Transformers, Vllm) and not agent.simulated
 
 
 async def _memory(
@@ -117,10 +121,10 @@ async def _memory(
     parts: list[Engine | Reward] = []
     local = {name: agent for name, agent in agents.items() if _loads(engines[name], agent)}
     with findings.checking("memory"):
-        for target in (_VLLM, _TRANSFORMERS):
-            members = {n: agent for n, agent in local.items() if engines[n].get("_target_") == target}
+        for kind in (Vllm, Transformers):
+            members = {n: agent for n, agent in local.items() if is_kind(engines[n], kind)}
             # What keeps the transformers engine from being built is told when its agents are asked.
-            told_later = [BadInput] if target == _TRANSFORMERS else []
+            told_later = [BadInput] if kind is Transformers else []
             with contextlib.suppress(*told_later):
                 if members:
                     engine = engine_of(config, members)
@@ -136,12 +140,11 @@ async def _memory(
         # A seat has the name of the first agent of its model.
         seated = {(agent.model, agent.revision) for name, agent in local.items() if name in seats}
         models = [
-            Weights.of_agent(agent, engines[name])
+            Load.of_agent(agent, engines[name])
             for name, agent in local.items()
             if (agent.model, agent.revision) not in seated
         ]
-        if "device" in config.reward and config.reward.get("model") and "reward" not in seats:
-            models.append(Weights.of_reward(config.reward))
+        models += [load for load in Load.of_reward(config.reward) if load.seat not in seats]
         check_memory(findings, models)
 
 
@@ -173,13 +176,12 @@ async def _usable(
     findings: Findings, agent: Agent, engine: DictConfig, chats: Mapping[str, list[Message]], problem: Problem
 ) -> bool:
     """Whether it makes sense to ask an agent for an answer."""
-    target = engine.get("_target_")
-    if target == REPLAY:
+    if is_kind(engine, Replay):
         findings.ok(f"agent {agent.name!r}", "is asked for nothing: engine=replay takes what the store has")
         return False
-    if target == _OPENAI:
+    if is_kind(engine, OpenAI):
         return await check_endpoints(findings, agent, engine)
-    if target in (_TRANSFORMERS, _VLLM) and not agent.simulated:
+    if _loads(engine, agent):
         return check_template(findings, agent, chats, problem)
     return True
 

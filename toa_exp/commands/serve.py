@@ -20,13 +20,14 @@ from toa_exp.app import launch
 from toa_exp.build import plain
 from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput
+from toa_exp.job import check_parts
 from toa_exp.records import exclusive
 from toa_exp.serving.plan import Place, Plan, plan
 from toa_exp.serving.processes import Care, keep
 from toa_exp.serving.served import served_ensemble, served_reward
 
 _OWN = ("server", "host", "port", "folder", "startup", "restarts")
-_REPLACED = ("ensemble", "engine", "reward")
+_REPLACED = ("ensemble", "engine", "engines", "reward")
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(config: DictConfig, folders: list[str]) -> None:
+    check_parts(config)
     agents = agents_of(plain(config.ensemble))
     if config.startup <= 0 or config.restarts < 0:
         raise BadInput("startup is seconds above 0, restarts 0 or more")

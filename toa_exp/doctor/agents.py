@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from toa_exp.build import build
 from toa_exp.core import Problem, Request
+from toa_exp.cost import text_part
 from toa_exp.doctor.findings import Findings
 from toa_exp.draws import Draw, Message, Sample, canonical, digest, draw_key
 from toa_exp.engines import loading
@@ -95,11 +96,10 @@ def check_template(
             name: len(loading.token_ids(tokenizer, messages, whose, reply=True))
             for name, messages in chats.items()
         }
-        config = model_config(agent.model, agent.revision, whose)
+        window = text_part(model_config(agent.model, agent.revision, whose)).get("max_position_embeddings")
     except ToaError as error:
         findings.fail(what, str(error))
         return False
-    window = {**config, **config.get("text_config", {})}.get("max_position_embeddings")
     shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
     limit = int(agent.sampling["max_tokens"])
     if window is not None and max(sizes.values()) >= window:

@@ -2,72 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from omegaconf import DictConfig
-
+from toa_exp.build import is_kind
 from toa_exp.doctor.findings import Findings
 from toa_exp.engines import residents
 from toa_exp.engines.base import Engine
+from toa_exp.engines.residents import Weights
 from toa_exp.engines.seats import GIB, Plan
 from toa_exp.engines.sizes import free_memory
+from toa_exp.engines.transformers import Transformers
 from toa_exp.engines.turns import check_residents
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput
 from toa_exp.job import share_gpus
 from toa_exp.rewards.base import Reward
-
-_TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
+from toa_exp.rewards.model import ModelReward
+from toa_exp.rewards.vllm_classifier import VllmClassifier
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class Load:
     """A model that is to be loaded, and where.
 
     It takes turns with those of the same `engine`, of which `residents` are in memory at once, None for as
-    many as fit; without an engine it stays.
+    many as fit; without an engine it stays. `seat` is the name of a reward's, which shares its model with
+    nobody.
     """
 
-    what: residents.Weights
+    what: Weights
     device: str
     engine: str | None = None
     residents: int | None = None
+    seat: str | None = None
 
     @classmethod
-    def of_agent(cls, agent: Agent, engine: DictConfig) -> Weights:
-        """Those of an agent that runs in this process."""
+    def of_agent(cls, agent: Agent, engine: Mapping[str, Any]) -> Load:
+        """That of an agent that runs in this process."""
         dtype = str(agent.options.get("dtype", engine.get("dtype", "auto")))
         given = check_residents(engine.get("residents", "auto"))
-        weighs = engine.get("_target_") == _TRANSFORMERS  # vLLM on a CPU has all of them awake
+        weighs = is_kind(engine, Transformers)  # vLLM on a CPU has all of them awake
         turns = None if given is None and not weighs else agent.engine or "engine"
-        what = residents.Weights.of_agent(agent, dtype)
+        what = Weights.of_agent(agent, dtype)
         return cls(what, str(engine.get("device", "auto")), turns, given)
 
     @classmethod
-    def of_reward(cls, reward: DictConfig) -> Weights:
-        """Those of a reward with a model."""
-        model, dtype = str(reward.get("model")), str(reward.get("dtype", "auto"))
-        what = residents.Weights("reward", model, reward.get("revision"), dtype)
-        return cls(what, str(reward.get("device", "auto")))
+    def of_reward(cls, reward: Mapping[str, Any]) -> list[Load]:
+        """Those of a reward that runs a model in this process, or of the members of one."""
+        return [
+            cls(
+                Weights(seat, str(part["model"]), part.get("revision"), str(part.get("dtype", "auto"))),
+                str(part.get("device", "auto")),
+                seat=seat,
+            )
+            for seat, part in members_of(reward).items()
+            if is_kind(part, ModelReward, VllmClassifier) and part.get("model")
+        ]
 
 
-def check_memory(findings: Findings, models: Sequence[Weights]) -> None:
-    """Weights against the free memory of their devices; a model that several have counts once."""
-    devices: dict[str, dict[tuple[str, ...], tuple[Weights, int]]] = {}
+def members_of(reward: Any, seat: str = "reward") -> dict[str, Mapping[str, Any]]:
+    """A reward, or the members of one, by the seat; without those that are none, which no run builds."""
+    if not isinstance(reward, Mapping):
+        return {}
+    members = reward.get("members")
+    if not isinstance(members, Mapping):
+        return {seat: reward}
+    found = [members_of(member, f"{seat}.members.{name}") for name, member in members.items()]
+    return dict(itertools.chain.from_iterable(part.items() for part in found))
+
+
+def check_memory(findings: Findings, models: Sequence[Load]) -> None:
+    """Weights against the free memory of their devices; a model that several agents have counts once."""
+    devices: dict[str, dict[tuple[str, ...], tuple[Load, int]]] = {}
     for one in models:
         try:
             size = one.what.size(free_memory(one.device)[0])
         except BadInput as error:
             findings.warn("memory", f"how much {one.what.whose} takes is not known: {error}")
         else:
-            key = (one.what.model, str(one.what.revision), one.what.dtype)
+            key = (one.what.model, str(one.what.revision), one.what.dtype, str(one.seat))
             devices.setdefault(one.device, {}).setdefault(key, (one, size))
     for device, sizes in devices.items():
         _weigh(findings, device, list(sizes.values()))
 
 
-def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[Weights, int]]) -> None:
+def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[Load, int]]) -> None:
     place, free = free_memory(device)
     total = sum(size for one, size in sizes if one.engine is None)
     turns = ""

@@ -10,6 +10,7 @@ from toa_exp.engines.packing import NoRoom, pack
 from toa_exp.engines.seats import GIB, Gpu, Model
 
 _STEP = 256  # tokens
+_SMALLER = {"gpu_memory_utilization": "<fraction>"}
 _FP8 = 0.58  # of weights in 16 bits: embeddings and scales are not quantised
 _CONTEXTS = (None, 32768, 16384, 8192, 4096)  # tokens; less would hold no prompt with its answer
 _TURNS = "agents that take turns, toa-exp run with {engine}engine.residents=auto"
@@ -30,6 +31,8 @@ class Changes:
 
     def all(self) -> list[str]:
         """Every single one that was found; else those that do together; else how large a GPU would do."""
+        if not self.culprit.known:
+            return [f"a smaller part of a GPU for {self.culprit.name}, {_told(self.culprit, _SMALLER)}"]
         single = self._fewer() + self._told() + self._elsewhere()
         return single or self._together() + self._by_turns() + self._more() or [self._larger()]
 
@@ -144,7 +147,7 @@ class Changes:
         """The model with the next change that takes less of a GPU; None where there is none."""
         if not model.settings:
             return None
-        if model.share is not None:
+        if model.share is not None and model.known:
             return replace(model, share=None)
         if size := next(self._sizes(model), None):
             return replace(model, gpus=size)
@@ -204,7 +207,12 @@ def _said(before: Model, after: Model) -> str:
         changes["quantization"] = "fp8"
     if after.share != before.share:
         changes["gpu_memory_utilization"] = "null"
-    return " ".join(override for place in before.settings for override in _overrides(place, changes))
+    return _told(before, changes)
+
+
+def _told(model: Model, settings: Mapping[str, object]) -> str:
+    """Settings of a model on a command line, for all agents that share it."""
+    return " ".join(override for place in model.settings for override in _overrides(place, settings))
 
 
 def _overrides(place: Sequence[str], settings: Mapping[str, object]) -> list[str]:

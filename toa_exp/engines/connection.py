@@ -72,6 +72,8 @@ def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
         raise BadInput(f"{whose} has model 'simulated'; choose engine=simulator, or give it a model")
     agent.check_sampling()
     options = {**shared, **agent.options}
+    if options.get("base_url"):
+        check_urls(options["base_url"], whose)
     connection = call(Connection, options, f"ensemble.agents.{agent.name}.options")
     if connection.token_limit not in _TOKEN_LIMITS:
         raise choose(f"token_limit of {whose}:", connection.token_limit, _TOKEN_LIMITS)
@@ -81,7 +83,6 @@ def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
             f"{whose} has no endpoint; give engine.base_url=http://<host>:<port>/v1, or its own with "
             f"options.base_url"
         )
-    check_urls(connection.base_url, whose)
     _check_omitted(connection, agent)
     _check_extra(agent)
     return connection
@@ -89,8 +90,6 @@ def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
 
 def _check_omitted(connection: Connection, agent: Agent) -> None:
     whose = f"agent {agent.name!r}"
-    if isinstance(connection.omit, str):
-        raise BadInput(f"{whose}: omit={connection.omit} is no list; give omit=[{connection.omit}]")
     for name in connection.omit:
         if name not in _OMITTABLE:
             raise choose(f"field to omit of {whose}:", name, _OMITTABLE)

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tqdm import tqdm
 
@@ -54,7 +55,8 @@ class Ground:
 
     `gpus` is "auto" for all that are visible, or the indices of some of these. Of each the fraction
     `utilization` is used. `residents` models of a GPU are in memory at once, None for as many as fit.
-    Those who want a place are added; the plan is made, and printed, when the first of them loads.
+    Those who want a place are added, with their own terms; the plan is made, and printed, when the first
+    of them loads.
     `concurrency` is how many problems are open at a time, None where these are all there are: that
     they keep the models busy is looked at then.
     """
@@ -65,22 +67,21 @@ class Ground:
         self.terms = (gpus, utilization, residents)
         self.concurrency: int | None = None
         self._wanted: list[Callable[[], Sequence[Model]]] = []
+        self._terms: dict[str, dict[str, Any]] = {}
         self._locks: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
         self._made: Plan | None = None
         self._settled = False
 
-    def add(self, models: Callable[[], Sequence[Model]]) -> None:
-        """Plan for what `models` returns; it is called when the plan is made."""
-        self._wanted.append(models)
+    def add(self, models: Callable[[], Sequence[Model]], whose: str = "", **terms: Any) -> None:
+        """Plan for what `models` returns; it is called when the plan is made.
 
-    def check(self, other: Ground) -> None:
-        """Raise BadInput where the terms of what is to share these GPUs are others."""
-        if other.terms != self.terms:
-            raise BadInput(
-                f"engines on the same GPUs must agree in gpus, gpu_memory_utilization and residents: "
-                f"{other.terms} and {self.terms}"
-            )
+        `terms` are those among gpus, gpu_memory_utilization and residents that `whose` engine has a
+        setting for, in which all must agree.
+        """
+        self._wanted.append(models)
+        for name, value in terms.items():
+            self._terms.setdefault(name, {})[whose] = value
 
     def plan(self, gpus: Callable[[], Sequence[Gpu]] | None = None) -> Plan | None:
         """The plan, made once for `gpus`, or the visible ones; None where there is none.
@@ -89,9 +90,11 @@ class Ground:
         """
         with self._lock:
             if not self._settled:
-                chosen = self._chosen((gpus or visible_gpus)())
-                if chosen:
-                    _, utilization, residents = self.terms
+                there = (gpus or visible_gpus)()
+                if there:
+                    self._check_terms()
+                gpus_of_all, utilization, residents = self._agreed()
+                if chosen := _chosen(there, gpus_of_all):
                     wanted = [list(models()) for models in self._wanted]
                     models = [model for of_one in wanted for model in of_one]
                     made = plan(models, chosen, utilization=utilization, residents=residents)
@@ -132,19 +135,39 @@ class Ground:
                 places,
             )
 
-    def _chosen(self, gpus: Sequence[Gpu]) -> list[Gpu]:
-        wanted = self.terms[0]
-        if wanted == "auto":
-            return list(gpus)
-        if isinstance(wanted, str):
-            raise BadInput(f"engine.gpus={wanted!r}: give auto, or a list of indices such as [0,1]")
-        missing = [index for index in wanted if index not in range(len(gpus))]
-        if missing or not wanted:
-            raise BadInput(
-                f"engine.gpus={list(wanted)} names {missing or 'none'} of the {len(gpus)} visible GPUs; "
-                f"indices start at 0 and count what CUDA_VISIBLE_DEVICES leaves"
-            )
-        return [gpu for gpu in gpus if gpu.index in wanted]
+    def _check_terms(self) -> None:
+        """Raise BadInput where two that share the GPUs want different things of them."""
+        for name, given in self._terms.items():
+            values = list(given.values())
+            if any(value != values[0] for value in values):
+                each = " and ".join(f"{'auto' if v is None else v} for {whose}" for whose, v in given.items())
+                raise BadInput(
+                    f"engines on the same GPUs must agree in {name}, which is {each}; give all of them the "
+                    f"same: engine.{name}=<value> engines.<name>.{name}=<value>"
+                )
+
+    def _agreed(self) -> tuple[str | Sequence[int], float, int | None]:
+        """The terms of those who were added, or else this ground's own."""
+
+        def one(name: str, own: Any) -> Any:
+            return next(iter(self._terms.get(name, {}).values()), own)
+
+        gpus, utilization, residents = self.terms
+        return one("gpus", gpus), one("gpu_memory_utilization", utilization), one("residents", residents)
+
+
+def _chosen(gpus: Sequence[Gpu], wanted: str | Sequence[int]) -> list[Gpu]:
+    if wanted == "auto":
+        return list(gpus)
+    if isinstance(wanted, str):
+        raise BadInput(f"engine.gpus={wanted!r}: give auto, or a list of indices such as [0,1]")
+    missing = [index for index in wanted if index not in range(len(gpus))]
+    if missing or not wanted:
+        raise BadInput(
+            f"engine.gpus={list(wanted)} names {missing or 'none'} of the {len(gpus)} visible GPUs; "
+            f"indices start at 0 and count what CUDA_VISIBLE_DEVICES leaves"
+        )
+    return [gpu for gpu in gpus if gpu.index in wanted]
 
 
 def _check_stages(made: Plan, wanted: Sequence[Sequence[Model]]) -> None:

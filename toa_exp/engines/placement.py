@@ -37,8 +37,11 @@ def _misfit(model: Model, gpus: Sequence[Gpu], utilization: float, mends: Sequen
     sequence = ""
     if model.cache:
         sequence = f", KV cache of a sequence of {model.tokens} tokens {model.cache * model.tokens / GIB:.1f}"
+    takes = f"weights {model.weights / GIB:.1f} GiB{sequence}, beside them {model.beside / GIB:.1f}"
+    if not model.known:
+        takes = f"its own part of a GPU is {model.share:g}"
+    needs = f"{model.gpus} GPU{'s'[: model.gpus > 1]} with that much free"
     return (
-        f"{model.name} does not fit: weights {model.weights / GIB:.1f} GiB{sequence}, beside them "
-        f"{model.beside / GIB:.1f}; it needs {model.gpus} GPU{'s'[: model.gpus > 1]} with that much free. "
-        f"{there or 'There is no GPU'}, less what the other models take. What would do: {'; or '.join(mends)}"
+        f"{model.name} does not fit: {takes}; it needs {needs}. {there or 'There is no GPU'}, less what the "
+        f"other models take. What would do: {'; or '.join(mends)}"
     )

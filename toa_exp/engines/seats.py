@@ -26,12 +26,12 @@ class Gpu:
 class Model:
     """A model that needs a place, an agent's or a reward model.
 
-    `weights` and `overhead` are bytes, `cache` bytes a token in the KV cache, which must hold `tokens`
-    at least; a model that only reads keeps `reads` bytes a token for as long as it does. It is spread
-    over `gpus` GPUs, of the indices `only` where they are given. `share` is the fraction of each that it
-    is to have, None for what is left. A model that `sleeps` can take turns. `places` are the draws that
-    it decodes at once. `wish` are bytes that it is given beside these where that lets all be there at once,
-    and `asleep` those that it keeps while it sleeps.
+    `weights` and `overhead` are bytes (weights of 0: not known, which takes a `share`), `cache` bytes a
+    token in the KV cache, which must hold `tokens` at least; a model that only reads keeps `reads` bytes a
+    token for as long as it does. It is spread over `gpus` GPUs, of the indices `only` where they are given.
+    `share` is the fraction of each that it is to have, None for what is left. A model that `sleeps` can take
+    turns. `places` are the draws that it decodes at once. `wish` are bytes that it is given beside these
+    where that lets all be there at once, and `asleep` those that it keeps while it sleeps.
 
     `heads` are its attention heads, of which every GPU must have as many; None: not known, or not to be
     spread over more GPUs. Of the `pairs` of keys and values every GPU has as many too, or several have
@@ -58,6 +58,11 @@ class Model:
     places: int = 0
     wish: int = 0
     asleep: int = _ASLEEP
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known what it takes."""
+        return self.weights > 0 or self.share is None
 
     @property
     def beside(self) -> int:
@@ -110,7 +115,7 @@ class Plan:
                 [
                     seat.model.name,
                     "+".join(map(str, seat.gpus)),
-                    f"{seat.model.weights / GIB:.1f}",
+                    f"{seat.model.weights / GIB:.1f}" if seat.model.known else "-",
                     f"{seat.cache / GIB:.1f}" if seat.model.cache else "-",
                     f"{seat.share:.2f}",
                     f"by turns, {stage.awake} of {len(stage.names)} awake" if stage else "",

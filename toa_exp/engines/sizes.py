@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toa_exp.cost import field_of
+from toa_exp.cost import field_of, text_part
 from toa_exp.engines.loading import import_libraries
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, choose
@@ -24,6 +24,10 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _QUANTISED = {"fp8": 1.15, "bitsandbytes": 0.7}
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _INDEX = "model.safetensors.index.json"
+
+
+class UnknownSize(BadInput):
+    """A model's files do not say what it takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +49,8 @@ class Size:
 def weights_of(model: str, revision: str | None, whose: str, *, dtype: str = "auto") -> int:
     """Bytes of a model's weights in a number format, "auto" for that of its files.
 
-    Raises BadInput where the model has no config.json, or one of no known class and no files.
+    Raises BadInput where the model has no config.json, and UnknownSize where it is of no known class and
+    there are no files.
     """
     given, config = _config(model, revision, whose)
     stored = _stored(config)
@@ -65,8 +70,8 @@ def size_of(
     """What a model takes on a GPU: weights as its files have them, in the format it is loaded in.
 
     `dtype` "auto" is that of the files, or with vLLM, where it is not the files' `own`, 16 bits where they
-    have 32. Raises BadInput as `weights_of`, and where config.json has not the fields that the cache
-    depends on.
+    have 32. Raises BadInput as `weights_of`, and UnknownSize where config.json has not the fields that the
+    cache depends on.
     """
     given, config = _config(model, revision, whose)
     stored = _stored(config)
@@ -108,7 +113,7 @@ def free_memory(device: str) -> tuple[str, int]:
 def _config(model: str, revision: str | None, whose: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A model's config.json, as it is and with the language model's part above the others."""
     given = model_config(model, revision, whose)
-    return given, {**given, **(given.get("text_config") or {})}
+    return given, text_part(given)
 
 
 def _weights(
@@ -122,7 +127,7 @@ def _weights(
     """Bytes of the weights, loaded as `loaded`."""
     if loaded not in BYTES:
         raise choose(f"dtype of {whose}:", loaded, ["auto", *BYTES])
-    config = {**given, **(given.get("text_config") or {})}
+    config = text_part(given)
     stored = _stored(config)
     weights = _files(model, revision)
     if weights is None:
@@ -158,7 +163,7 @@ def _cache(config: Mapping[str, Any], whose: str) -> int:
 def _field(config: Mapping[str, Any], whose: str, *names: str) -> int:
     value = field_of(config, *names)
     if value is None:
-        raise BadInput(
+        raise UnknownSize(
             f"{whose}: its config.json has no {' or '.join(names)}, so what it takes on a GPU is unknown; "
             f"with engine=vllm give its part of the GPU, options.gpu_memory_utilization=<fraction>"
         )
@@ -209,7 +214,7 @@ def _counted(config: Mapping[str, Any], whose: str) -> int:
         with torch.device("meta"):
             model = AutoModel.from_config(AutoConfig.for_model(**config))  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
+        raise UnknownSize(
             f"{whose}: transformers knows no model of its config.json ({error}), so what it takes on a GPU "
             f"is unknown; with engine=vllm give its part of a GPU, options.gpu_memory_utilization=<fraction>"
         ) from error

@@ -16,7 +16,7 @@ from toa_exp.engines.lanes import Lane, Lanes
 from toa_exp.engines.residents import Weights, at_once
 from toa_exp.engines.seats import Model
 from toa_exp.engines.sizes import size_of
-from toa_exp.engines.turns import Turns, check_residents
+from toa_exp.engines.turns import Turns, check_patience, check_residents
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose
 
@@ -66,14 +66,14 @@ class Transformers:
         self._lanes = Lanes(self._key, self._load)
         self._first = {self._key(agent): name for name, agent in reversed(list(agents.items()))}
         self._residents = check_residents(residents)
-        self._patience = patience
+        self._patience = check_patience(patience)
         self._opened = Once(lambda: asyncio.to_thread(self._open))
         self._turns: dict[str, Turns] = {}
         self._gpus: dict[str, int] = {}
         self.ground: Ground | None = None
         if device == "auto":
             self.ground = Ground(residents=self._residents)
-            self.ground.add(self.models)
+            self.join(self.ground)
 
     @staticmethod
     def deciding(agent: Agent, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,10 +82,14 @@ class Transformers:
         return {} if dtype == "auto" else {"dtype": dtype}
 
     def join(self, ground: Ground) -> None:
-        """Be placed together with what else is on `ground`, on its terms, where no device is named."""
+        """Be placed together with what else is on `ground`, where no device is named.
+
+        `residents` must be the same for all; in what else is used of the GPUs it follows the others.
+        """
         if self.ground is not None:
             self.ground = ground
-            ground.add(self.models)
+            whose = f"engine=transformers (agents {', '.join(self.agents)})"
+            ground.add(self.models, whose, residents=self._residents)
 
     def models(self) -> list[Model]:
         """What has to be placed on GPUs, by the first agent of each; nothing where a size is not known."""

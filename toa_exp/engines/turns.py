@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -252,6 +253,13 @@ def check_residents(residents: str | int) -> int | None:
     if not isinstance(residents, int) or residents < 1:
         raise BadInput(f"engine.residents={residents!r}: give auto, or how many models are in memory at once")
     return residents
+
+
+def check_patience(patience: float) -> float:
+    """How many times as long as a swap a request waits at most. Raises BadInput for what is none."""
+    if not 0 <= patience < math.inf:
+        raise BadInput(f"engine.patience={patience}: give a number of times as long as a swap, 0 or more")
+    return patience
 
 
 def _now() -> float:

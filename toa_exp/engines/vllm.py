@@ -16,7 +16,7 @@ from toa_exp.engines.admission import Admission
 from toa_exp.engines.gpus import Ground
 from toa_exp.engines.seats import GIB, Model, Plan
 from toa_exp.engines.sizes import main_memory
-from toa_exp.engines.turns import Turns, check_residents
+from toa_exp.engines.turns import Turns, check_patience, check_residents
 from toa_exp.engines.vllm_environment import cpu_at_once
 from toa_exp.engines.vllm_process import Process, Recipe
 from toa_exp.engines.vllm_served import Served
@@ -74,7 +74,7 @@ class Vllm:
             "arguments": arguments or {},
         }
         self._residents = check_residents(residents)
-        self._patience = patience
+        self._patience = check_patience(patience)
         self._level = sleep_level
         self._said: list[str] = []
         self._settings = {name: _settings(agent, shared) for name, agent in agents.items()}
@@ -91,8 +91,13 @@ class Vllm:
         self._turns = Once(lambda: asyncio.to_thread(self._open))
         self._admission: Admission | None = None
         self._served: dict[str, Served] = {}
+        self._terms = {
+            "gpus": gpus,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "residents": self._residents,
+        }
         self.ground = Ground(gpus, gpu_memory_utilization, self._residents)
-        self.ground.add(self.models)
+        self.join(self.ground)
 
     @staticmethod
     def deciding(agent: Agent, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,10 +105,9 @@ class Vllm:
         return _settings(agent, Settings.shared(fields)).deciding()
 
     def join(self, ground: Ground) -> None:
-        """Be planned together with what else is on `ground`. Raises BadInput where the terms differ."""
-        ground.check(self.ground)
+        """Be planned together with what else is on `ground`, whose terms must be the same."""
         self.ground = ground
-        ground.add(self.models)
+        ground.add(self.models, f"engine=vllm (agents {', '.join(self.agents)})", **self._terms)
 
     def models(self) -> list[Model]:
         """What has to be placed: every model, under the name of the first agent that uses it."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from toa_exp.build import call
+from toa_exp.build import call, shown
 from toa_exp.engines import loading
 from toa_exp.engines.seats import GIB, Model
-from toa_exp.engines.sizes import size_of
+from toa_exp.engines.sizes import Size, UnknownSize, size_of
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose
 
@@ -57,6 +57,7 @@ _HARMLESS = {
     "safetensors_load_strategy",
     "scheduling_policy",
 }
+_UNKNOWN = Size(weights=0, cache=0, window=None, heads=0, pairs=0, quantised=False)
 _PREFILL = 32768  # tokens read at once on a CPU at most, or a whole prompt where that is more
 
 
@@ -102,6 +103,10 @@ class Settings:
                 raise BadInput(
                     f"{where}: arguments={given!r} is no mapping; give one, as {{kv_cache_dtype: fp8}}"
                 )
+        gpus = options.get("gpus")
+        indices = isinstance(gpus, list) and all(type(gpu) is int and gpu >= 0 for gpu in gpus)
+        if gpus is not None and not indices:
+            raise BadInput(f"{whose}: gpus={gpus!r}; give the indices of its GPUs, as [0, 1]")
         arguments = {**(shared.get("arguments") or {}), **(options.get("arguments") or {})}
         made = call(cls, {**shared, **options, "arguments": arguments}, what)
         made._check(whose)
@@ -117,19 +122,23 @@ class Settings:
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
             raise BadInput(f"{whose}: gpu_memory_utilization={share} is a fraction above 0, up to 1")
-        self._check_gpus(whose)
+        if self.gpus is not None and len(set(self.gpus)) < self.tensor_parallel_size:
+            raise BadInput(
+                f"{whose}: gpus={self.gpus} are fewer than tensor_parallel_size={self.tensor_parallel_size}"
+            )
         for name in self.arguments:
             if name in _OWN:
                 raise BadInput(f"{whose}: arguments.{name} is set otherwise: use {_OWN[name]}")
-
-    def _check_gpus(self, whose: str) -> None:
-        if self.gpus is None:
-            return
-        if not isinstance(self.gpus, list) or not all(type(gpu) is int and gpu >= 0 for gpu in self.gpus):
-            raise BadInput(f"{whose}: gpus={self.gpus!r}; give the indices of its GPUs, as [0, 1]")
-        if len(set(self.gpus)) < self.tensor_parallel_size:
+        stages = self.arguments.get("pipeline_parallel_size", 1)
+        if type(stages) is not int or stages < 1:
             raise BadInput(
-                f"{whose}: gpus={self.gpus} are fewer than tensor_parallel_size={self.tensor_parallel_size}"
+                f"{whose}: arguments.pipeline_parallel_size={shown(stages)}; give the number of GPUs "
+                f"that the layers are spread over, an integer, 1 or more"
+            )
+        if self.arguments.get("distributed_executor_backend") == "ray":
+            raise BadInput(
+                f"{whose}: arguments.distributed_executor_backend=ray lets Ray choose the GPUs, whatever the "
+                f"plan gives the model; leave it out, and spread the run over a cluster with runner=ray"
             )
 
     def deciding(self) -> dict[str, Any]:
@@ -153,16 +162,22 @@ class Settings:
     ) -> Model:
         """What the model takes on GPUs, of the `agents` that share it; of none: a reward, which only reads.
 
-        Raises BadInput where it cannot be spread over as many as it is to be.
+        Raises BadInput where it cannot be spread over as many as it is to be, and where what it takes is
+        not known and not given either.
         """
-        size = size_of(
-            model,
-            revision,
-            whose,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            cache_dtype=str(self.arguments.get("kv_cache_dtype", "auto")),
-        )
+        try:
+            size = size_of(
+                model,
+                revision,
+                whose,
+                dtype=self.dtype,
+                quantization=self.quantization,
+                cache_dtype=str(self.arguments.get("kv_cache_dtype", "auto")),
+            )
+        except UnknownSize:
+            if self.gpu_memory_utilization is None:
+                raise
+            size = _UNKNOWN  # its part of a GPU is all that a plan needs
         parts = self.tensor_parallel_size
         if size.heads % parts:
             fitting = [str(number) for number in range(1, size.heads + 1) if size.heads % number == 0]
@@ -171,7 +186,7 @@ class Settings:
                 f"{model!r}; give {', '.join(fitting[:-1])} or {fitting[-1]}"
             )
         tokens = self.max_model_len or size.window or 0
-        stages = int(self.arguments.get("pipeline_parallel_size", 1))
+        stages = self.arguments.get("pipeline_parallel_size", 1)
         return Model(
             name,
             size.weights,
@@ -183,7 +198,7 @@ class Settings:
             share=self.gpu_memory_utilization,
             sleeps=bool(agents),
             quantised=size.quantised or self.quantization is not None,
-            heads=size.heads if stages == 1 else None,
+            heads=size.heads if stages == 1 and size.heads else None,
             pairs=size.pairs,
             settings=tuple(("++ensemble", "agents", agent, "options") for agent in agents)
             or (tuple(name.split(".")),),
@@ -211,10 +226,14 @@ class Settings:
         Without chunked prefill, since a seeded request that is read in chunks ends vLLM's engine
         there (its generators know no offset), and with a cache that leaves room for other models.
         """
-        size = size_of(model, revision, whose, dtype="float32" if self.dtype == "auto" else self.dtype)
+        dtype = "float32" if self.dtype == "auto" else self.dtype
+        try:
+            size = size_of(model, revision, whose, dtype=dtype)
+        except UnknownSize:
+            size = _UNKNOWN  # vLLM says so where the least of a cache is too little for it
         window = self.max_model_len or size.window or 0
         return {
-            "dtype": "float32" if self.dtype == "auto" else self.dtype,
+            "dtype": dtype,
             "enforce_eager": True,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(window, _PREFILL),

@@ -122,7 +122,10 @@ def _shape(given: Mapping[str, Any] | str | None, output_head: bool) -> Architec
     if given is None:
         return None
     config = model_config(given, None, "architecture of the reward") if isinstance(given, str) else given
-    return architecture(config, output_head=output_head)
+    try:
+        return architecture(config, output_head=output_head)
+    except BadInput as error:
+        raise BadInput(f"reward: {error} (reward.architecture)") from error
 
 
 def _mends(url: str) -> Mends:

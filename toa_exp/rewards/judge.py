@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from toa_exp.build import call
+from toa_exp.build import call, check_type
 from toa_exp.core import Problem, Request
 from toa_exp.cost import Architecture
 from toa_exp.draws import Draw, Message, Sample, Score, canonical, digest, draw_key
@@ -66,7 +66,9 @@ class Judge:
         self._expected = expected
         self._attempts = attempts
         asked = {"logprobs": True, "top_logprobs": _TOP} if expected else {}
-        sampling = {**sampling, "extra_body": {**(sampling.get("extra_body") or {}), **asked}}
+        extra = sampling.get("extra_body") or {}
+        check_type("reward.sampling.extra_body", extra, Mapping[str, Any])
+        sampling = {**sampling, "extra_body": {**extra, **asked}}
         if not sampling["extra_body"]:
             del sampling["extra_body"]
         self._agent = Agent("judge", model, revision, sampling, architecture=architecture)

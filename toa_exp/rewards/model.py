@@ -75,7 +75,10 @@ class Source:
     def shape(self, *, output_head: bool) -> Architecture:
         """What FLOPs are counted from."""
         config = self.architecture or model_config(self.model, self.revision, "reward")
-        return architecture_of(config, output_head=output_head)
+        try:
+            return architecture_of(config, output_head=output_head)
+        except BadInput as error:
+            raise BadInput(f"reward: {error} (reward.architecture)") from error
 
     def fingerprint(self) -> dict[str, Any]:
         """The content of the folder, or hub id and revision."""

@@ -82,7 +82,8 @@ def warm_up_of(reward: Reward, task: Task, default: Any, tau: float | None) -> W
     if default is None or not getattr(reward, "warms_up", True):
         return None
     wanted = {"prompt", "good", "bad"}
-    if not isinstance(default, Mapping) or set(default) != wanted:
+    right = isinstance(default, Mapping) and set(default) == wanted
+    if not right or not all(isinstance(text, str) for text in default.values()):
         raise BadInput(f"warm_up={default}: give {', '.join(sorted(wanted))}, or null for no warm-up")
     return WarmUp(reward, task, default, tau)
 

@@ -30,12 +30,9 @@ def check_launcher(config: DictConfig) -> None:
             from toa_exp.runners.connection import connect, nodes
 
             connect("hydra.launcher.ray.init.address", init)
-            remote = launcher.ray.remote
-            cell = Share(
-                num_gpus=remote.get("num_gpus") or 0,
-                num_cpus=remote.get("num_cpus", 1),
-                resources=remote.get("resources") or {},
-            )
+            names, remote = ("num_gpus", "num_cpus", "resources"), launcher.ray.remote
+            given = {name: remote[name] for name in names if remote.get(name) is not None}
+            cell = Share.of({"num_cpus": 1, **given}, "hydra.launcher.ray.remote")
             check([node["Resources"] for node in nodes()], [("a cell (hydra.launcher.ray.remote)", cell)])
     check_store(config, launcher._target_)
     if launcher._target_ == _SLURM and shutil.which("srun") is None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hydra.utils import get_object
-
+from toa_exp.build import target_of
 from toa_exp.engines.vllm import Vllm
 from toa_exp.errors import BadInput
 from toa_exp.rewards.vllm_classifier import VllmClassifier
@@ -54,9 +53,8 @@ def _on_gpus(part: Mapping[str, Any], key: str) -> dict[str, Any]:
         members[f"{key}.engine"] = part["engine"]
     if members:
         return {s: target for name, member in members.items() for s, target in _on_gpus(member, name).items()}
-    try:
-        target = get_object(str(part.get("_target_")))
-    except (ImportError, ValueError, AttributeError):
+    target = target_of(part)
+    if target is None:
         return {}  # which is told where it is built
     setting = "devices" if "devices" in part else "device"
     planned = "auto" if hasattr(target, "join") else "cpu"

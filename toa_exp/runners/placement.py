@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from toa_exp.build import call
 from toa_exp.errors import BadInput
 
 _UNIT = 10_000  # parts of a resource that Ray tells apart
 _STEPS = 5_000  # of a search for room, which finds it at once or is long
+_OWN = {"GPU": "num_gpus", "CPU": "num_cpus"}  # resources that have a field, which Ray takes there alone
 
 
 @dataclass(frozen=True)
 class Share:
-    """What Ray sets aside for each of `replicas`: GPUs, CPUs and `resources` of the cluster's own."""
+    """What Ray sets aside for each of `replicas`: GPUs, CPUs and `resources` of the cluster's own.
 
+    Of GPUs that is a part of one, or whole ones. `owner` is the place in the configuration.
+    """
+
+    owner: str = "runner"
+    _: KW_ONLY
     replicas: int = 1
     num_gpus: float = 0
     num_cpus: float = 0
     resources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if min(self.replicas, self.num_gpus, self.num_cpus, *self.resources.values()) < 0:
-            raise BadInput(f"runner has {self}; none of these is below 0")
+        amounts = {"replicas": self.replicas, "num_gpus": self.num_gpus, "num_cpus": self.num_cpus}
+        amounts |= {f"resources.{name}": amount for name, amount in self.resources.items()}
+        for name, amount in amounts.items():
+            if not 0 <= amount < math.inf:
+                raise BadInput(f"{self.owner}.{name}={amount}: give a number, 0 or more")
+        if self.num_gpus > 1 and self.num_gpus % 1:
+            raise BadInput(
+                f"{self.owner}.num_gpus={self.num_gpus}: Ray gives a part of one GPU or whole ones; give "
+                f"{math.floor(self.num_gpus)} or {math.ceil(self.num_gpus)}"
+            )
+        for name in self.resources:
+            if name in _OWN:
+                raise BadInput(f"{self.owner}.resources.{name}: give {self.owner}.{_OWN[name]} instead")
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any], owner: str) -> Share:
+        """The share that a configuration gives an actor. Raises BadInput for what Ray cannot set aside."""
+        return call(cls, fields, owner, owner=owner)
 
     def rank(self, nodes: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
         """What is placed first has the lowest: that which fewest nodes can hold, then the largest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from toa_exp.build import call
 from toa_exp.engines.base import Engine
 from toa_exp.engines.replay import Replay
 from toa_exp.ensemble import Agent
@@ -48,8 +48,8 @@ class Ray(Local):
         if find_spec("ray") is None:
             raise missing_extra("Ray", "ray")
         for name, value, low in (("workers", workers, 1), ("shard", shard, 1), ("retries", retries, 0),
-                                 ("restarts", restarts, 0), ("num_cpus", num_cpus, 0)):  # fmt: skip
-            if value < low:
+                                 ("restarts", restarts, 0), ("patience", patience, 0)):  # fmt: skip
+            if not low <= value < math.inf:
                 raise BadInput(f"runner.{name}={value} must be at least {low}")
         self.address = address
         self.workers = workers
@@ -58,20 +58,22 @@ class Ray(Local):
         self.retries = retries
         self.restarts = restarts
         self.patience = patience
-        self._agent = agent
-        self._agents = agents or {}
-        self.reward_share = call(Share, reward, "runner.reward")
+        self._share = Share.of(agent, "runner.agent")
+        self._shares = {
+            name: Share.of({**agent, **own}, f"runner.agents.{name}") for name, own in (agents or {}).items()
+        }
+        self.reward_share = Share.of(reward, "runner.reward")
 
     def engine(self, config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
         """Draws nothing: the agents' engines are elsewhere."""
-        for name in self._agents:
+        for name in self._shares:
             if name not in agents:
                 raise choose("agent in runner.agents:", name, list(agents))
         return Replay(agents)
 
     def agent_share(self, name: str) -> Share:
         """What is set aside for each actor of an agent."""
-        return call(Share, {**self._agent, **self._agents.get(name, {})}, f"runner.agents.{name}")
+        return self._shares.get(name, self._share)
 
     async def run(self, job: Job, path: Path, observer: Observer, counts: Counts) -> None:
         """Write a line a problem and budget to `path`, in the order of the problems."""

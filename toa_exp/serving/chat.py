@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from toa_exp.core import Problem, Request
+from toa_exp.cost import text_part
 from toa_exp.draws import Draw, Message
 from toa_exp.engines.base import Engine
 from toa_exp.ensemble import Agent, model_config
@@ -189,6 +190,5 @@ def _too_long(agent: Agent) -> Failure:
 @functools.cache
 def _window(model: str, revision: str | None) -> int | None:
     """The most tokens that a model reads and writes together; None where its config sets no limit."""
-    config = model_config(model, revision, "the server")
-    window: int | None = {**config, **(config.get("text_config") or {})}.get("max_position_embeddings")
+    window: int | None = text_part(model_config(model, revision, "the server")).get("max_position_embeddings")
     return window

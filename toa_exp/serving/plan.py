@@ -7,35 +7,35 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from toa_exp.build import build, plain
+from toa_exp.build import build, is_kind, plain
 from toa_exp.engines.gpus import Ground
+from toa_exp.engines.openai import OpenAI
 from toa_exp.engines.seats import Model, Seat
 from toa_exp.engines.transformers import Transformers
+from toa_exp.engines.vllm import Vllm
 from toa_exp.engines.vllm_settings import Settings
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose, missing_extra
 from toa_exp.job import engine_node
 from toa_exp.rewards.base import Reward
+from toa_exp.rewards.http import HTTP
+from toa_exp.rewards.simulator import SimulatedReward
+from toa_exp.rewards.verifier import Verifier
 from toa_exp.serving import vllm
 from toa_exp.serving.processes import Server, ports
 from toa_exp.serving.scores import Withheld
 from toa_exp.serving.vllm import settings_of
 
 SERVERS = ["auto", "transformers", "vllm"]
-_OPENAI = "toa_exp.engines.openai.OpenAI"
-_TRANSFORMERS = "toa_exp.engines.transformers.Transformers"
-_VLLM = "toa_exp.engines.vllm.Vllm"
-_IN_RUN = [
-    "toa_exp.rewards.verifier.Verifier",
-    "toa_exp.rewards.simulator.SimulatedReward",
-    "toa_exp.rewards.http.HTTP",
-]
+_ENGINES = {"transformers": Transformers, "vllm": Vllm}
+_IN_RUN = (Verifier, SimulatedReward, HTTP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,7 @@ class _Group:
     @property
     def fields(self) -> dict[str, Any]:
         """The fields of its engine, where that is the one which it serves for."""
-        own = {"vllm": _VLLM, "transformers": _TRANSFORMERS}[self.kind]
-        return plain(self.engine) if _target(self.engine) == own else {}
+        return plain(self.engine) if is_kind(self.engine, _ENGINES[self.kind]) else {}
 
     @property
     def name(self) -> str:
@@ -110,7 +109,7 @@ def plan(config: DictConfig, agents: Mapping[str, Agent], place: Place) -> Plan:
         raise choose("server", config.server, SERVERS)
     groups = _groups(config, agents)
     reward: Reward | None = None
-    if config.reward.get("_target_") not in _IN_RUN:
+    if not is_kind(config.reward, *_IN_RUN):
         reward = build(config.reward, "reward", task=Withheld("task"))
     if not groups and reward is None:
         raise BadInput(
@@ -145,9 +144,9 @@ def _groups(config: DictConfig, agents: Mapping[str, Agent]) -> list[_Group]:
     groups: list[_Group] = []
     for agent in agents.values():
         engine = engine_node(config, agent)
-        if agent.simulated or (_target(engine) == _OPENAI and _url(engine, agent)):
+        if agent.simulated or (is_kind(engine, OpenAI) and _url(engine, agent)):
             continue
-        kind = _kind(config.server, _target(engine), agent)
+        kind = _kind(config.server, engine, agent)
         group = next((group for group in groups if group.takes(kind, engine, agent)), None)
         if group is None:
             group = _Group(kind, engine)
@@ -156,9 +155,9 @@ def _groups(config: DictConfig, agents: Mapping[str, Agent]) -> list[_Group]:
     return groups
 
 
-def _kind(wanted: str, target: str, agent: Agent) -> str:
+def _kind(wanted: str, engine: DictConfig, agent: Agent) -> str:
     if wanted == "auto":
-        wanted = {_TRANSFORMERS: "transformers", _VLLM: "vllm"}.get(target, "")
+        wanted = next((kind for kind, own in _ENGINES.items() if is_kind(engine, own)), "")
     installed = find_spec("vllm") is not None
     if wanted == "vllm" and not installed:
         raise BadInput(
@@ -166,10 +165,6 @@ def _kind(wanted: str, target: str, agent: Agent) -> str:
             f"small built-in server"
         )
     return wanted or ("vllm" if installed else "transformers")
-
-
-def _target(engine: DictConfig) -> str:
-    return str(engine.get("_target_"))
 
 
 def _url(engine: DictConfig, agent: Agent) -> Any:
@@ -183,25 +178,30 @@ def _seats(
 
     As a run with engine=vllm plans them, but that nobody takes turns: a server is asked at any time.
     """
-    grounds = [_ground(group, len(groups)) for group in groups if _target(group.engine) == _VLLM]
-    ground = grounds[0] if grounds else Ground(residents=len(groups))
-    for other in grounds:
-        ground.check(other)
-    ground.add(lambda: [_model(group, settings[group.first.name]) for group in groups])
+    ground = Ground(residents=len(groups))
+    for group in groups:
+        models = partial(_models, group, settings[group.first.name])
+        ground.add(models, f"agents {', '.join(group.agents)}", **_terms(group))
     if groups and reward is not None and hasattr(reward, "join"):
         reward.join(ground)
     made = ground.plan() if groups else None
     return {} if made is None else made.seats
 
 
-def _model(group: _Group, settings: Settings) -> Model:
+def _models(group: _Group, settings: Settings) -> list[Model]:
     first = group.first
     whose = f"agent {first.name!r}"
-    return settings.model(first.name, first.model, first.revision, whose, agents=list(group.agents))
+    return [settings.model(first.name, first.model, first.revision, whose, agents=list(group.agents))]
 
 
-def _ground(group: _Group, residents: int) -> Ground:
-    return Ground(group.fields["gpus"], float(group.fields["gpu_memory_utilization"]), residents)
+def _terms(group: _Group) -> dict[str, Any]:
+    """What of the GPUs a vLLM server's engine would use."""
+    if not group.fields:
+        return {}
+    name = group.first.engine
+    engine: Vllm = build(group.engine, f"engines.{name}" if name else "engine", agents={})
+    gpus, utilization, _ = engine.ground.terms
+    return {"gpus": gpus, "gpu_memory_utilization": utilization}
 
 
 def _vllm_server(
@@ -214,7 +214,7 @@ def _vllm_server(
 
 
 def _chat_server(group: _Group, place: Place, port: int) -> Server:
-    settings = group.fields or {"_target_": _TRANSFORMERS}
+    settings = group.fields or {"_target_": f"{Transformers.__module__}.{Transformers.__name__}"}
     members = {
         name: {
             "model": member.model,

@@ -33,7 +33,7 @@ class Questions:
         self,
         *,
         prompts: Mapping[str, Any],
-        fields: Mapping[str, str | Sequence[str]],
+        fields: Mapping[str, str | Sequence[str] | None],
         judge: Judge | None = None,
         path: str | None = None,
         hub: Mapping[str, Any] | None = None,
