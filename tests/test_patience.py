@@ -42,7 +42,7 @@ def error(status: int, headers: dict[str, str] | None = None) -> Fault:
     return lambda: answer(status, refusal("boom").body, headers)
 
 
-AWAY = [no_connection, error(429), error(503), error(503, {"Retry-After": "20"})]
+AWAY = [no_connection, *map(error, (429, 503, 502, 504, 520, 524)), error(503, {"Retry-After": "20"})]
 BROKEN = [error(500), lambda: answer(200, {"choices": []}), hanging]
 
 
@@ -106,18 +106,25 @@ def test_a_server_that_is_there_but_broken_ends_after_the_retries(fault):
     assert seconds < 200  # the retries, and the pauses of a server that fails
 
 
-def test_a_prompt_that_breaks_the_server_ends_after_the_retries_while_others_are_answered():
+@pytest.mark.parametrize(("status", "after"), [(500, 0.0), (502, 3.0), (504, 60.0), (524, 100.0)])
+def test_a_prompt_that_breaks_the_server_ends_after_the_retries_while_others_are_answered(status, after):
+    one_by_one = asyncio.Lock()
+
     class Picky(Server):
         async def ask(self, *given: object) -> Answer:
             self.asked += 1
             seed = json.loads(given[1])["seed"]
             if seed == draw(3).sampling_seed >> 32:
-                return error(500)()
-            return await super().ask(*given)
+                await asyncio.sleep(after)
+                return error(status)()
+            async with one_by_one:
+                await asyncio.sleep(10.0)
+                return await super().ask(*given)
 
     results, _ = draws(Picky(hanging, back=0.0))
     failed = [number for number, result in enumerate(results) if not isinstance(result, Sample)]
-    assert failed == [3] and "500: boom" in str(results[3])
+    assert failed == [3] and f"{status}: boom" in str(results[3])
+    assert "longest_wait" not in str(results[3])
 
 
 def test_what_failed_is_let_go_of_before_the_wait():

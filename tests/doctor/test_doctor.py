@@ -114,6 +114,7 @@ def test_what_is_wrong_with_an_endpoint_is_named_with_its_mend(
     assert (status, run.returncode == 0) == (int(bool(parts)), not parts), errors + run.stderr
     for part in parts:
         assert part in failures and (part in run.stderr or "long" in part)
+    assert "toa-exp serve" not in failures  # it is there
     said = failures + errors + run.stdout + run.stderr + "\n".join(lines)
     assert KEY not in said and wrong not in said
     if not parts:

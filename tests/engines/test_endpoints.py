@@ -58,6 +58,20 @@ def test_an_endpoint_that_is_silent_for_long_is_given_up_until_it_answers():
     asyncio.run(work())
 
 
+def test_time_in_which_nothing_is_asked_is_no_silence():
+    def work() -> None:
+        one = endpoint()
+        one.failed(Unavailable("500"), sent=0.0, now=1.0)
+        for now in (700.0, 701.0, 703.0):
+            one.failed(Refused("no"), sent=now, now=now)
+            assert one.given_up(now) is None
+        for turn in range(3):  # asked for every 90 s, as retries do
+            one.failed(Refused("no"), sent=790.0 + 90 * turn, now=790.0 + 90 * turn)
+        assert "no answer for 270 s" in str(one.given_up(970.0))
+
+    in_loop(work)
+
+
 def test_an_answer_that_does_not_come_in_time_is_refused_and_halves_the_limit():
     async def work(url: str) -> tuple[BaseException, Endpoint]:
         engine = OpenAI({"ash": agent()}, base_url=url, timeout=0.05, **FAST)
@@ -167,12 +181,29 @@ def test_a_refusal_halves_the_limit_once_for_all_that_were_sent_before():
         one.failed(Refused("no"), sent=3.0, now=4.0)
         assert one.limit == 2 and one.resume_at == 6.0
         one.in_flight = 2
+        one.answered(6.0, in_time=True, sent=3.0)
+        assert one.limit == 2
         one.answered(7.0, in_time=True)
-        assert one.limit == 2.5
+        assert one.limit == 4  # at once half of what it was before the row
+        one.in_flight = 4
+        one.answered(7.0, in_time=True)
+        assert one.limit == 4.25
         one.answered(7.0, in_time=False)
-        assert one.limit == 2.5
+        assert one.limit == 4.25
         one.failed(Refused("no"), sent=7.0, now=8.0)
-        assert one.limit == 1.25 and one.resume_at == 9.0  # the row of refusals was broken
+        assert one.limit == 2.125 and one.resume_at == 9.0  # the row of refusals was broken
+
+    in_loop(work)
+
+
+def test_a_refusal_alone_among_many_answers_says_nothing_of_the_load():
+    def work() -> None:
+        one = endpoint()
+        for _ in range(60):
+            one.answered(1.0, in_time=True)
+        for error in (Refused("no"), Late("no")):
+            one.failed(error, sent=1.0, now=2.0)
+            assert one.limit == (8 if isinstance(error, Refused) else 4)
 
     in_loop(work)
 

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import pytest
 from fake_endpoint import Answer, completion, refusal, serving
@@ -29,7 +31,9 @@ from remote import (
     seeded,
     trajectory,
 )
+from test_config import compose
 
+from toa_exp.build import build
 from toa_exp.core import Usage
 from toa_exp.draws import Sample
 from toa_exp.engines.mixed import Mixed
@@ -37,6 +41,8 @@ from toa_exp.engines.openai import OpenAI
 from toa_exp.ensemble import agents_of
 from toa_exp.errors import BadInput
 from toa_exp.methods.parallel import parallel
+
+DOCS = Path(__file__).parents[2] / "docs/engines.md"
 
 
 def test_a_draw_is_one_request_with_model_messages_sampling_and_seed():
@@ -72,6 +78,29 @@ def test_fields_that_an_endpoint_refuses_are_left_out():
         OpenAI({"ash": agent()}, base_url="http://x/v1", omit=["temperature"])
 
 
+@pytest.mark.parametrize("part", ["engine", "reward"])
+@pytest.mark.parametrize(
+    "override", sorted(set(re.findall(r"`engine\.((?:start|most)=\d+)`", DOCS.read_text())))
+)
+def test_the_limits_that_the_documentation_names_can_be_given(override, part):
+    config = compose("engine=openai", "reward=http", "reward.model=m", f"{part}.{override}")
+    with serving(lambda _: replace(OK, delay=0.001)) as server:
+        config.engine.base_url = config.reward.base_url = server.url
+        build(config.reward, "reward", task=None)
+        engine = build(config.engine, "engine", agents={"ash": agent()})
+
+        async def work() -> list[Sample]:
+            draws = [engine.sample(draw(number)) for number in range(40)]
+            try:
+                return await asyncio.gather(*draws)
+            finally:
+                await engine.close()
+
+        assert {sample.text for sample in asyncio.run(work())} == {"4"}
+    if part == "engine":
+        assert server.most <= int(override.rpartition("=")[2])
+
+
 def test_the_key_goes_into_the_header_and_nowhere_else(caplog):
     caplog.set_level(logging.DEBUG)
     one = agent(options={"key_env": "MY_PROVIDER"})
@@ -105,10 +134,12 @@ def test_only_what_decides_samples_is_in_the_fingerprint():
         (agent(), {"base_url": None}, "no endpoint"),
         (agent(), {"base_url": "localhost:8000/v1"}, "no URL such as"),
         (agent(), {"base_url": "http://h:port/v1"}, "no URL such as"),
+        (agent(), {"base_url": "http://.../v1"}, "no URL such as"),
         (agent(), {"base_url": "http://me:hidden@x/v1"}, "would end up in logs"),
         (agent(), {"base_url": "http://x/v1/chat/completions"}, "must end before"),
         (agent(), {"key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is empty or not set"),
         (agent(), {"start": 0}, "1 <= start <= most"),
+        (agent(), {"most": 0}, "engine.most=0: give 1 <= start <= most"),
         (agent(), {"omit": ["sed"]}, "Did you mean 'seed'"),
         (agent(), {"omit": "seed"}, "omit=seed is no list; give omit=[seed]"),
         (agent(), {"token_limit": "max"}, "max_completion_tokens"),

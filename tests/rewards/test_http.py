@@ -11,7 +11,7 @@ from remote import KEY, alone
 from toa_exp.core import Problem
 from toa_exp.cost import architecture
 from toa_exp.draws import Score
-from toa_exp.engines.endpoints import Late, Refused
+from toa_exp.engines.endpoints import BadGateway, Late, Refused
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.rewards.http import HTTP
 
@@ -99,7 +99,7 @@ def test_tokens_must_be_stated_where_flops_are_counted_from_them():
         (refusal("full", 429, {"Retry-After": "0.01"}), Refused, "429: full"),
         (refusal("loading", 503), Refused, "503: loading"),
         (refusal("boom", 500), Unavailable, "500: boom"),
-        (Answer(b"<html>", 502), Unavailable, "502: <html>"),
+        (Answer(b"<html>", 502), BadGateway, "502: <html>"),
         (Answer(b"[0.5]"), Unavailable, "no JSON object"),
         (Answer({"score": 1}, cut=3), Unavailable, "broke the connection"),
         (refusal("no", 401), BadInput, "reward.key_env=<name>"),
@@ -145,7 +145,8 @@ def test_flops_are_counted_from_the_architecture(tmp_path):
         ({"key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is empty or not set"),
         ({"timeout": 0.0}, "seconds above 0"),
         ({"base_url": ["http://x", 5]}, "is no URL, nor a list of them"),
-        ({"start": 9, "most": 3}, "reward.start=9"),
+        ({"start": 0, "most": 3}, "reward.start=0"),
+        ({"most": 0}, "reward.most=0"),
     ],
 )
 def test_what_cannot_be_used_is_told_at_once(settings, message):

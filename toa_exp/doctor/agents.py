@@ -16,7 +16,7 @@ from toa_exp.engines import loading
 from toa_exp.engines.answers import Asked, Mends, complain, message_of, parsed
 from toa_exp.engines.base import Engine
 from toa_exp.engines.client import Client, Manner, Target
-from toa_exp.engines.connection import Connection, connection_of, key_of
+from toa_exp.engines.connection import Connection, connection_of, key_of, url_setting
 from toa_exp.ensemble import Agent, model_config
 from toa_exp.errors import ToaError
 
@@ -55,7 +55,10 @@ async def _reached(
     findings: Findings, agent: Agent, connection: Connection, key: str | None, url: str, client: Client
 ) -> bool:
     what = f"endpoint {url}"
-    mends = Mends("engine.key_env", "has no /models", "see that base_url ends in /v1", "mend base_url")
+    setting = url_setting(agent)
+    mends = Mends(
+        setting, "engine.key_env", "has no /models", f"see that {setting} ends in /v1", f"mend {setting}"
+    )
     asked = Asked(f"agent {agent.name!r}", url, connection.key_env, key, mends)
     manner = Manner.of(key, _SECONDS, connection.connect_timeout)
     try:
@@ -67,7 +70,7 @@ async def _reached(
         if answer.status != 200:
             complain(answer.status, answer.headers, message_of(body, answer.content, asked), asked)
     except ToaError as error:
-        findings.fail(what, f"{error}. Start the server (toa-exp serve), or mend base_url and key")
+        findings.fail(what, str(error))
         return False
     listed = body.get("data") if isinstance(body, dict) else None
     names = [one.get("id") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
@@ -150,7 +153,7 @@ async def check_answer(
                 f"Leave it out (task.ids), choose a model with a longer window, or raise the server's",
             )
         else:
-            findings.warn(whose, f"is there, but refused problem {problem.id!r} ({sample.failure})")
+            findings.warn(whose, f"is there, but has no text for problem {problem.id!r} ({sample.failure})")
     return None
 
 

@@ -14,13 +14,15 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
-from toa_exp.engines.endpoints import Refused
+from toa_exp.engines.endpoints import BadGateway, Refused
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.redact import REMOVED, without_secrets
 
 _SHOWN = 300  # characters of a server's message
 _OVERLOADED = {429, 503, 529}
+_GATEWAY = {502, 504, *range(520, 525)}  # these five are Cloudflare's
 _MAY_PASS = {408, 409, 425}
+_WORDS = ["error", "code", "type", "loc", "message", "detail", "msg", "innererror", "metadata", "raw"]
 _NO_CREDIT = re.compile(r"insufficient_quota|insufficient[ _](balance|credits?)", re.IGNORECASE)
 _MASKED = re.compile(r"\S*\*{3,}\S*")  # what servers leave of a key that they quote
 
@@ -29,11 +31,12 @@ _MASKED = re.compile(r"\S*\*{3,}\S*")  # what servers leave of a key that they q
 class Mends:
     """What to do about the errors of an endpoint that depend on what it is asked for.
 
-    `key` is the setting that names the environment variable of the key, `unknown` says what a status
-    404 may mean, `compare` what to do about that, and `refused` what to change in a request that is
-    not taken.
+    `url` is the setting that holds the URL, `key` the one that names the environment variable of the
+    key, `unknown` says what a status 404 may mean, `compare` what to do about that, and `refused` what
+    to change in a request that is not taken.
     """
 
+    url: str
     key: str
     unknown: str
     compare: str
@@ -57,7 +60,7 @@ class Asked:
         return f"Asked({self})"
 
 
-def parsed(content: bytes) -> Any:
+def parsed(content: bytes | str) -> Any:
     """The JSON value in a body, None where it holds none."""
     try:
         return json.loads(content)
@@ -68,17 +71,19 @@ def parsed(content: bytes) -> Any:
 def complain(status: int, headers: Mapping[str, str], message: str, asked: Asked) -> NoReturn:
     """Raise what a status other than 200 stands for.
 
-    That is Refused for an endpoint with too much to do, Unavailable for a fault, BadInput for a wrong
-    key, model or URL, Permanent for a request that is not taken. `message` is the server's, see
-    `message_of`.
+    That is Refused for an endpoint with too much to do, BadGateway for one that another server asks in
+    vain, Unavailable for a fault, BadInput for a wrong key, model or URL, Permanent for a request that
+    is not taken. `message` is the server's, see `message_of`.
     """
     said = f"({status}: {message})"
     if status == 402 or _NO_CREDIT.search(message):
         raise BadInput(f"{asked} has no credit left {said}. Add some there and run again to go on")
+    wait = retry_after(headers.get("Retry-After"))
+    asks = "" if wait is None else f" and asks to wait {wait:.0f} s"
     if status in _OVERLOADED:
-        wait = retry_after(headers.get("Retry-After"))
-        asks = "" if wait is None else f" and asks to wait {wait:.0f} s"
         raise Refused(f"{asked} has too much to do {said}{asks}", wait)
+    if status in _GATEWAY:
+        raise BadGateway(f"{asked} gives its gateway no answer {said}{asks}", wait)
     if status >= 500 or status in _MAY_PASS:
         raise Unavailable(f"{asked} failed {said}")
     if status in (401, 403):
@@ -91,7 +96,9 @@ def complain(status: int, headers: Mapping[str, str], message: str, asked: Asked
     if status == 404:
         raise BadInput(f"{asked} {asked.mends.unknown} {said}; {asked.mends.compare}")
     if 300 <= status < 400:
-        raise BadInput(f"{asked} moved to {headers.get('Location')!r} ({status}); set base_url accordingly")
+        raise BadInput(
+            f"{asked} moved to {headers.get('Location')!r} ({status}); set {asked.mends.url} accordingly"
+        )
     raise Permanent(f"{asked} does not take the request {said}; {asked.mends.refused}")
 
 
@@ -117,8 +124,18 @@ def message_of(body: Any, content: bytes, asked: Asked) -> str:
     if isinstance(error, dict):
         code, text = error.get("code"), error.get("message") or error.get("detail") or json.dumps(error)
     if not isinstance(text, str):
-        text = decoded(content)
+        text = words(body) or decoded(content)
     return shorten(f"{code}: {text}" if isinstance(code, str) else text, asked)
+
+
+def words(body: Any) -> str:
+    """What a body says in so many words, without what it quotes of the request."""
+    if isinstance(body, str):  # that of a provider may hold the body it got; vLLM prints what was not valid
+        inner = parsed(body)
+        return words(inner) if isinstance(inner, dict | list) else body.partition("'input': ")[0]
+    if isinstance(body, dict):
+        body = [body[name] for name in _WORDS if name in body]
+    return " ".join(map(words, body)) if isinstance(body, list) else ""
 
 
 def decoded(content: bytes) -> str:

@@ -5,14 +5,17 @@ General clients cost an order of magnitude more processor time a request, see ex
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import (
+    ClientConnectorDNSError,
     ClientConnectorError,
     ClientError,
     ClientSession,
+    ClientSSLError,
     ClientTimeout,
     ConnectionTimeoutError,
     DummyCookieJar,
@@ -21,8 +24,8 @@ from aiohttp import (
 from yarl import URL
 
 from toa_exp.engines.answers import Asked, shorten
-from toa_exp.engines.endpoints import Late, Refused
-from toa_exp.errors import Unavailable
+from toa_exp.engines.endpoints import Away, Late
+from toa_exp.errors import BadInput, Unavailable
 
 _KEEPALIVE = 4.0  # seconds; servers on uvicorn drop a connection that is idle for 5
 
@@ -73,12 +76,14 @@ class Client:
 
     def __init__(self) -> None:
         self._session: ClientSession | None = None
+        self._known: set[str | None] = set()  # hosts that answered
 
     async def ask(self, target: Target, content: bytes | None, manner: Manner, asked: Asked) -> Answer:
         """The response to a POST of `content`, to a GET where that is None.
 
-        Raises Refused where nobody is there, Late where no answer comes in time, Unavailable where
-        the connection breaks.
+        Raises Away where nobody is there, Late where no answer comes in time, Unavailable where the
+        connection breaks, BadInput where a host that never answered has a name that nobody knows or no
+        valid certificate.
         """
         if self._session is None:  # sessions belong to the loop that is running
             connector = TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE)
@@ -93,15 +98,16 @@ class Client:
                 proxy=target.proxy,
                 allow_redirects=False,
             ) as response:
+                self._known.add(target.url.host)
                 return Answer(response.status, response.headers, await response.read())
         except ConnectionTimeoutError:
-            raise Refused(
-                f"{asked} cannot be reached: no connection within {manner.connect_seconds:g} s"
-            ) from None
+            raise _away(f"no connection within {manner.connect_seconds:g} s", asked) from None
         except TimeoutError:
             raise Late(f"{asked} gave no answer within {manner.seconds:g} s") from None
         except ClientConnectorError as error:
-            raise Refused(f"{asked} cannot be reached: {shorten(str(error), asked)}") from None
+            if target.url.host not in self._known and (mend := _mend(error, asked.mends.url)):
+                raise BadInput(f"{asked} cannot be reached: {shorten(str(error), asked)}. {mend}") from None
+            raise _away(shorten(str(error), asked), asked) from None
         except (ClientError, OSError) as error:
             # No `from error`: it may hold the request's headers.
             what = shorten(str(error) or type(error).__name__, asked)
@@ -112,3 +118,17 @@ class Client:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+def _away(why: str, asked: Asked) -> Away:
+    return Away(
+        f"{asked} cannot be reached: {why}. Start its server (toa-exp serve), or mend {asked.mends.url}"
+    )
+
+
+def _mend(error: ClientConnectorError, setting: str) -> str | None:
+    """What to do about a host that will not be there later either; None where it may."""
+    if isinstance(error, ClientSSLError):
+        return f"Mend {setting}, or name the file of the certificates to trust: export SSL_CERT_FILE=<file>"
+    unknown = isinstance(error, ClientConnectorDNSError) and error.os_error.errno != socket.EAI_AGAIN
+    return f"Mend {setting}, or the proxy where the environment names one" if unknown else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum, auto
 
 _ANSWERS = 128  # that a rate is taken from at least, as the times of requests differ greatly
 _FEW = 16  # that show a rate of less than half, or the stall of one that should grow fourfold
-_FIRST = 1024  # answers until the first trial
+_FIRST = 1024  # answers until the first trial, and after a refusal
 _APART = 24  # times the answers of two trials between them, so that they cost a few percent at most
 _MORE = 1.25  # times the rate, where twice the requests are worth having
 _ENOUGH = 0.75  # of the rate, where a quarter of the requests has it
@@ -31,16 +32,19 @@ class Climb:
     which leaves it between one and a half and three times the places. Rates are compared, and not
     the times of requests, as these differ with the length of the answers.
 
-    A refusal halves the limit, and from then on it grows as TCP's does (RFC 5681), by one per round of
-    answers, and is no more doubled.
+    A refusal halves the limit, and one during a trial with a quarter that of before the trial. From then
+    on it grows as TCP's does (RFC 5681): after a row of refusals by one an answer, from `start`, up to
+    half of what it was, and then by one per round of answers, until it is tried with twice as many again.
+    Where the server was away in between, it grows by one an answer up to all of what it was.
     """
 
     def __init__(self, start: int, most: int) -> None:
         self.limit = float(start)
-        self._most = float(most)
+        self._start, self._most = float(start), float(most)
         self._base = self.limit  # without a trial
         self._phase = _Phase.START
-        self._refused = False
+        self._goal = self._before = math.inf  # where `START` ends, and would but for refusals
+        self._refused = False  # since the last trial
         self._rates: list[float] = []  # of the doublings
         self._rate = 0.0  # at `_base`, 0 where it is not known
         self._until_trial = _FIRST
@@ -50,15 +54,17 @@ class Climb:
 
     def answered(self, now: float, in_flight: int, *, in_time: bool) -> None:
         """Take note of an answer, one of `in_flight` requests under way."""
+        if in_flight > self.limit:  # those of before a trial or a refusal
+            return
         if in_flight <= self.limit / 2:  # the limit was not put to the test
             self._measure(0)
             return
         if in_time and self._phase is _Phase.START:
-            self.limit = min(self._most, self.limit + 1)
+            self.limit = min(self._most, self._goal, max(self._start, self.limit + 1))
+            if self.limit == self._goal:
+                self._hold(self.limit)
         elif in_time and self._phase is _Phase.HOLD and self._refused:
             self._base = self.limit = min(self._most, self.limit + 1 / self.limit)
-        if in_flight > self.limit:  # those of before a trial
-            return
         if self._skip:
             self._skip -= 1
         elif self._since is None:
@@ -67,10 +73,20 @@ class Climb:
             self._answers += 1
             self._review(self._answers / max(now - self._since, 1e-9))
 
-    def refused(self) -> None:
-        """Halve the limit."""
-        self._refused = True
+    def refused(self, *, away: bool = False, again: bool = False) -> None:
+        """Halve the limit; `away` where there was no server, `again` where no answer came since the last."""
+        if not again:
+            self._before = self._goal if self._phase is _Phase.START else self._base
+            self._goal = max(1.0, self._base / 2, self.limit / 2)
+            if not away:
+                self._refused, self._next = True, _Phase.DOUBLE
+                self._until_trial = self._apart if self._phase is _Phase.DOUBLE else _FIRST
+        if away:
+            self._goal = self._before
+        self._rate, self._rates = 0.0, []
         self._hold(max(1.0, self.limit / 2))
+        if self.limit < self._goal:
+            self._phase = _Phase.START
 
     def _review(self, rate: float) -> None:
         match self._phase:
@@ -115,7 +131,8 @@ class Climb:
 
     def _try(self) -> None:
         """Begin the next trial that makes sense."""
-        may_grow, may_shrink = self._base < self._most and not self._refused, self._base >= 4
+        may_grow, may_shrink = self._base < self._most, self._base >= 4
+        self._refused = False
         if may_grow and (self._next is _Phase.DOUBLE or not may_shrink):
             self._phase, self.limit = _Phase.DOUBLE, min(self._most, self._base * 2)
         elif may_shrink:
@@ -129,8 +146,13 @@ class Climb:
         elif self._phase is _Phase.QUARTER and self._next is _Phase.QUARTER:
             self._next, self._until_trial = _Phase.DOUBLE, 0
         else:
-            self._next, self._until_trial = _Phase.QUARTER, _APART * int(_ANSWERS + self._base)
+            self._next, self._until_trial = _Phase.QUARTER, self._apart
         self._hold(limit if better else self._base)
+
+    @property
+    def _apart(self) -> int:
+        """Answers between two trials."""
+        return _APART * int(_ANSWERS + self._base)
 
     def _hold(self, limit: float) -> None:
         self._phase = _Phase.HOLD

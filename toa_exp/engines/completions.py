@@ -9,7 +9,7 @@ from typing import Any
 
 from toa_exp.core import Usage
 from toa_exp.draws import Sample
-from toa_exp.engines.answers import Asked, complain, decoded, message_of, parsed, shorten
+from toa_exp.engines.answers import Asked, complain, decoded, message_of, parsed, shorten, words
 from toa_exp.errors import BadInput, Permanent, Unavailable
 
 _WINDOW = re.compile(
@@ -40,11 +40,12 @@ _NO_TEMPLATE = re.compile(
 def read(status: int, headers: Mapping[str, str], content: bytes, asked: Asked, seconds: float) -> Sample:
     """The sample that a response holds; `seconds` are its own.
 
-    A prompt over the context window, and a content filter, are a Sample with `failure`. A prompt
-    that is refused as such was neither read nor answered, so it took no tokens. Raises Refused for
-    an endpoint with too much to do, Unavailable for a fault or a malformed answer, Permanent for a
-    request that it does not take and for an answer that does not state its tokens, BadInput for a
-    wrong key, model or URL.
+    A prompt over the context window, a content filter and an answer that is reasoning or tool calls
+    alone are a Sample with `failure`. A prompt that is refused as such was neither read nor answered, so
+    it took no tokens. An empty text that was not cut is an answer: a model may say nothing. Raises
+    Refused for an endpoint with too much to do or none there, Unavailable for a fault or a malformed
+    answer, Permanent for a request that it does not take and for an answer that does not state its
+    tokens, BadInput for a wrong key, model or URL.
     """
     body = parsed(content)
     error = body.get("error") if isinstance(body, dict) else None
@@ -52,9 +53,9 @@ def read(status: int, headers: Mapping[str, str], content: bytes, asked: Asked, 
         return _completion(body, content, asked, seconds)
     if status == 200:  # OpenRouter puts the status of its provider into the body
         code = error.get("code") if isinstance(error, dict) else None
-        status = code if isinstance(code, int) and code >= 400 else 502
+        status = code if isinstance(code, int) and code >= 400 else 500
     message = message_of(body, content, asked)
-    failure = _failure(status, decoded(content))
+    failure = _failure(status, _said(content))
     if failure is not None:
         return Sample("", Usage(0, 0), seconds, failure)
     if _NO_TEMPLATE.search(message):
@@ -71,7 +72,7 @@ def overflow(status: int, content: bytes) -> tuple[int, int | None] | None:
     Those of the prompt are None where the server did not count them. Returns None where the response is
     none of these, or does not tell.
     """
-    text = decoded(content)
+    text = _said(content)
     window, prompt = _WINDOW_SIZE.search(text), _PROMPT_SIZE.search(text)
     if _failure(status, text) != "context_window" or window is None:
         return None
@@ -97,6 +98,7 @@ def _completion(body: Any, content: bytes, asked: Asked, seconds: float) -> Samp
         reason = choice.get("finish_reason")
         text, refusal = message.get("content"), message.get("refusal")
         reasoning = message.get("reasoning_content") or message.get("reasoning")
+        calls = message.get("tool_calls") or message.get("function_call")
     except (TypeError, KeyError, IndexError, AttributeError):
         raise Unavailable(
             f"{asked} answered with no chat completion: {shorten(decoded(content), asked)!r}"
@@ -108,8 +110,12 @@ def _completion(body: Any, content: bytes, asked: Asked, seconds: float) -> Samp
         return Sample("", usage, seconds, "content_filter")
     if refusal and not text:
         return Sample("", usage, seconds, "refusal")
-    if not text and reasoning and reason == "length":
+    if not text and reason == "length" and usage.completion_tokens:  # OpenAI does not show its reasoning
         return Sample("", usage, seconds, "reasoning_cut")
+    if not text and calls:
+        return Sample("", usage, seconds, "tool_calls")
+    if text is None and reasoning:
+        return Sample("", usage, seconds, "reasoning_only")
     if not isinstance(text, str) or (not text and not usage.completion_tokens):
         raise Unavailable(f"{asked} answered without content (finish_reason {reason!r})")
     return Sample(text, usage, seconds)
@@ -124,6 +130,12 @@ def _usage(usage: Any, text: str, asked: Asked) -> Usage:
             f"that its cost is unknown; use a server that states prompt_tokens and completion_tokens"
         )
     return Usage(prompt, completion)
+
+
+def _said(content: bytes) -> str:
+    """What an error response says."""
+    body = parsed(content)
+    return words(body) if isinstance(body, dict | list) else decoded(content)
 
 
 def _failure(status: int, error: str) -> str | None:

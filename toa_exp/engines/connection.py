@@ -88,6 +88,12 @@ def connect(agent: Agent, shared: Mapping[str, Any]) -> Connection:
     return connection
 
 
+def url_setting(agent: Agent) -> str:
+    """The setting that the URL of an agent is taken from."""
+    own = "base_url" in agent.options
+    return f"ensemble.agents.{agent.name}.options.base_url" if own else "engine.base_url"
+
+
 def _check_omitted(connection: Connection, agent: Agent) -> None:
     whose = f"agent {agent.name!r}"
     for name in connection.omit:
@@ -132,6 +138,7 @@ def _check_url(text: str, whose: str) -> None:
     try:
         url = URL(text)
         host = url.host
+        (host or "").encode("idna")  # as it will be when it is looked up
     except ValueError:
         url, host = URL(), None
     if url.user or url.password or url.query:

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = 30.0  # seconds, where the endpoint itself names none
 _DOWN = 3  # faults and refusals in a row after which an endpoint is down
+_ALONE = 50  # answers since the last refusal, where another says nothing of the load: BBR bears 2 % of losses
+_FORGOTTEN = 120.0  # seconds without a request after which failures are of the past; retries wait 90 at most
 
 
 class Late(Unavailable):
@@ -35,6 +37,14 @@ class Refused(NotNow):
         self.wait = wait
 
 
+class Away(Refused):
+    """An endpoint cannot be reached: it is not that it has too much to do."""
+
+
+class BadGateway(Away):
+    """What is before an endpoint cannot reach it, or had no answer to this one request."""
+
+
 class LimitFields(TypedDict, total=False):
     """The fields of `Limits`, as engines and rewards take them among their keywords."""
 
@@ -48,10 +58,10 @@ class LimitFields(TypedDict, total=False):
 class Limits:
     """How the number of requests under way at an endpoint is found.
 
-    It starts at `start` and is `most` at most. `pause` are the seconds without new requests after a
-    refusal, doubling with each further one, or more where the endpoint asks for it. One that refuses
-    is waited for; one that asks for more than `longest_wait` seconds, or gives no answer for so long,
-    is given up.
+    It starts at `start` and is `most` at most, also at the start. `pause` are the seconds without new
+    requests after a refusal, doubling with each further one, or more where the endpoint asks for it.
+    One that refuses is waited for; one that asks for more than `longest_wait` seconds, or gives no
+    answer for so long, is given up.
     """
 
     start: int = 16
@@ -64,7 +74,7 @@ class Limits:
     def of(cls, what: str, fields: LimitFields) -> Limits:
         """The limits as the fields of `what` give them; raises BadInput for numbers that cannot be."""
         made = cls(**fields, owner=what)
-        if not 1 <= made.start <= made.most:
+        if min(made.start, made.most) < 1:
             raise BadInput(f"{what}.start={made.start} and {what}.most={made.most}: give 1 <= start <= most")
         if not 0 <= made.pause < math.inf or not 0 <= made.longest_wait < math.inf:
             raise BadInput(f"{what}.pause and {what}.longest_wait are seconds, 0 or more")
@@ -84,9 +94,9 @@ class Endpoint:
     """One URL as the holder of one key may use it.
 
     The number of requests under way is limited by what `Climb` finds; a refusal halves it and makes a
-    pause. Requests that were sent before the last refusal say nothing new when they are refused too.
-    An answer that is late counts as a refusal, and so does a fault (an error 500, a lost connection)
-    when it is the second in a row.
+    pause, unless it is the only one in many answers. Requests that were sent before that say nothing
+    new, whether they are refused too or answered. An answer that is late counts as a refusal, and so
+    does a fault (an error 500, a lost connection) when it is the second in a row.
 
     Where refusals are all that comes, those who wait go on waiting until the endpoint is given up;
     where it is down with faults, or late, they are told so.
@@ -97,12 +107,15 @@ class Endpoint:
         self.in_flight = 0
         self.resume_at = -math.inf
         self.limits = limits
-        self._climb = Climb(limits.start, limits.most)
+        self._climb = Climb(min(limits.start, limits.most), limits.most)
         self._failures = 0  # since the last answer
         self._failing_since = math.inf
+        self._failed_at = self._answered_at = -math.inf  # the last time
         self._reason = ""  # of the last failure
         self._away = False  # whether that was a refusal
+        self._answers = 0  # since the last refusal
         self._cut_at = -math.inf
+        self._cut = False  # with no answer since to a request sent later
         self._waiting: deque[_Waiter] = deque()
         self._busy = 0.0
         self._counted_at = 0.0
@@ -163,26 +176,36 @@ class Endpoint:
         self._counted_at = now
         return self._busy
 
-    def answered(self, now: float, *, in_time: bool) -> None:
-        """Take note of an answer."""
+    def answers(self, sent: float) -> bool:
+        """Whether there was an answer since `sent`, or since the last failure."""
+        return self._answered_at > min(sent, self._failed_at)
+
+    def answered(self, now: float, *, in_time: bool, sent: float = math.inf) -> None:
+        """Take note of the answer to a request sent at `sent`."""
+        self._answered_at = now
         self._failures = 0
         self._failing_since = math.inf
-        self._climb.answered(now, self.in_flight, in_time=in_time)
+        self._answers += 1
+        if sent > self._cut_at:
+            self._cut = False
+            self._climb.answered(now, self.in_flight, in_time=in_time)
 
     def failed(self, error: Unavailable, sent: float, now: float) -> None:
         """Take note of the fault, refusal or lateness of a request sent at `sent`."""
-        self._failing_since = min(self._failing_since, now)
+        if sent - max(self._failed_at, self.resume_at) > _FORGOTTEN:
+            self._failures, self._failing_since = 0, math.inf
+        self._failing_since, self._failed_at = min(self._failing_since, now), now
         self._reason, self._away = str(error), isinstance(error, Refused)
         wait = error.wait if isinstance(error, Refused) else None
-        if wait is None and sent < self._cut_at:
+        new, alone = sent > self._cut_at, not self._failures
+        if isinstance(error, Refused | Late):
+            alone, self._answers = self._answers >= _ALONE, 0
+        self._failures += new
+        if new and not alone:
+            self._climb.refused(away=isinstance(error, Away), again=self._cut)
+            self._cut, self._cut_at = True, now
+        elif wait is None:
             return
-        if not isinstance(error, Refused | Late) and not self._failures:
-            self._failures = 1
-            return
-        if sent >= self._cut_at:
-            self._failures += 1
-            self._climb.refused()
-            self._cut_at = now
         pause = min(_LONGEST_PAUSE, self.limits.pause * 2 ** min(self._failures - 1, 16))
         self._rest(max(pause, wait or 0.0), now)  # a server that always asks for 0 s is not stormed
         if self.down(now):
@@ -215,7 +238,7 @@ class Visit:
 
     An answer after less than half of `timeout`, in seconds, is in time. Permanent and other errors
     say nothing about the endpoint's load. A refusal becomes Permanent where all endpoints that might
-    have answered are given up.
+    have answered are given up, and BadGateway a fault where others were answered meanwhile.
     """
 
     __slots__ = ("_among", "_busy", "_sent", "_timeout", "endpoint")
@@ -240,13 +263,18 @@ class Visit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         now = asyncio.get_running_loop().time()
+        failed: BaseException | None = error
+        if isinstance(error, BadGateway) and self.endpoint.answers(self._sent):
+            failed = Unavailable(str(error))
         if error is None:
-            self.endpoint.answered(now, in_time=now - self._sent < self._timeout / 2)
-        elif isinstance(error, Unavailable) and not isinstance(error, Permanent):
-            self.endpoint.failed(error, self._sent, now)
+            self.endpoint.answered(now, in_time=now - self._sent < self._timeout / 2, sent=self._sent)
+        elif isinstance(failed, Unavailable) and not isinstance(failed, Permanent):
+            self.endpoint.failed(failed, self._sent, now)
         self.endpoint.end(now)
-        if isinstance(error, Refused) and (hopeless := _given_up(self._among, now)) is not None:
-            raise hopeless from error
+        if isinstance(failed, Refused):
+            failed = _given_up(self._among, now) or failed
+        if failed is not None and failed is not error:
+            raise failed from error
 
 
 async def enter(endpoints: Sequence[Endpoint], timeout: float) -> Visit:

@@ -15,7 +15,7 @@ from toa_exp.draws import Draw, Sample
 from toa_exp.engines.answers import Asked, Mends
 from toa_exp.engines.client import Answer, Client, Manner, Target
 from toa_exp.engines.completions import overflow, prompt_tokens, read
-from toa_exp.engines.connection import connect, key_of
+from toa_exp.engines.connection import connect, key_of, url_setting
 from toa_exp.engines.endpoints import Endpoint, LimitFields, Limits, enter
 from toa_exp.ensemble import Agent
 
@@ -137,6 +137,7 @@ class OpenAI:
 
 def _mends(agent: Agent, url: str) -> Mends:
     return Mends(
+        url=url_setting(agent),
         key="engine.key_env",
         unknown=f"does not know model {agent.model!r} or the path",
         compare=f"compare with {url}/models, and base_url with the server's own, which mostly ends in /v1",

@@ -6,8 +6,9 @@
 `prompt` is the problem's, `response` the answer to it. `score` is a finite number, higher is better.
 `tokens`, which may be left out, is how many the model read; FLOPs are counted from it. Requests come
 one pair each and many at once, so that a server batches them as it likes. Anything but 200 is an
-error, whose text is shown: 429 and 503, with Retry-After, slow the client down, other statuses from
-500 are tried again, 4xx are not. `toa-exp serve` serves any of this package's rewards so.
+error, whose text is shown: 429 and 503, with Retry-After, slow the client down, a gateway's 502 and 504
+are waited for as well, other statuses from 500 are tried again, 4xx are not. `toa-exp serve` serves any
+of this package's rewards so.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def _shape(given: Mapping[str, Any] | str | None, output_head: bool) -> Architec
 
 def _mends(url: str) -> Mends:
     return Mends(
+        url="reward.base_url",
         key="reward.key_env",
         unknown="does not know the path",
         compare=f"the scorer must take POST {url}/score, so compare reward.base_url with its own",
