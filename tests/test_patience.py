@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +143,23 @@ def test_what_failed_is_let_go_of_before_the_wait():
     with pytest.raises(Unavailable, match="it is full"):
         asyncio.run(run())
     assert kept == [False, False]
+
+
+def test_what_many_requests_fail_with_is_warned_of_once(caplog):
+    failing = set(range(20))
+
+    async def ask(number: int) -> int:
+        if number in failing:
+            failing.discard(number)
+            raise Refused("it is away") if number % 2 else Unavailable("it broke")
+        return number
+
+    async def run() -> list[int]:
+        patience = Patience(1, 0.0, lambda: None)
+        return await asyncio.gather(*(patience(ask, number) for number in range(20)))
+
+    with caplog.at_level(logging.INFO):
+        assert asyncio.run(run()) == list(range(20))
+    assert len(caplog.messages) == 20
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == ["it broke; trying again in 0.0 s", "it is away; it is waited for"]

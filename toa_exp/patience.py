@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from itertools import count
 from random import Random
@@ -16,13 +17,15 @@ Given = ParamSpec("Given")
 Value = TypeVar("Value")
 
 _LONGEST = 60.0  # seconds
+_QUIET = 60.0  # seconds between two warnings in the same words
 
 
 class Patience:
     """Asks up to `retries` times more for what is Unavailable.
 
     It waits `backoff` seconds at first and twice as long each time, up to a minute; `retried` is called
-    before each wait. What is NotNow is asked again as often as it takes.
+    before each wait. What is NotNow is asked again as often as it takes. The log has every failure; of
+    many in the same words a warning is made of the first, and of one a minute.
     """
 
     def __init__(self, retries: int, backoff: float, retried: Callable[[], None]) -> None:
@@ -30,6 +33,7 @@ class Patience:
         self._backoff = backoff
         self._retried = retried
         self._jitter = Random(0)  # spreads retries over time; no result depends on it
+        self._warned: dict[str, float] = {}  # when, by what was said
 
     async def __call__(
         self, ask: Callable[Given, Awaitable[Value]], *given: Given.args, **named: Given.kwargs
@@ -42,17 +46,26 @@ class Patience:
             except Permanent:
                 raise
             except Unavailable as error:
-                if not isinstance(error, NotNow):
+                said, later = str(error), isinstance(error, NotNow)
+                if not later:
                     if not left:
                         raise
                     left -= 1
-                said = str(error)
             # Only now, since the error holds what the failed step had in memory.
             wait = min(_LONGEST, self._backoff * 2 ** min(attempt, 16)) * (0.5 + self._jitter.random())
             self._retried()
-            log.warning("%s; trying again in %.1f s", said, wait)
+            next_time = "it is waited for" if later else f"trying again in {wait:.1f} s"
+            log.log(self._level(said), "%s; %s", said, next_time)
             await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
+
+    def _level(self, said: str) -> int:
+        """That of a log line: nobody reads the same of a hundred requests."""
+        now = asyncio.get_running_loop().time()
+        if now - self._warned.get(said, -math.inf) < _QUIET:
+            return logging.INFO
+        self._warned[said] = now
+        return logging.WARNING
 
 
 class SingleFlight(Generic[Value]):

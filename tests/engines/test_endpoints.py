@@ -58,6 +58,34 @@ def test_an_endpoint_that_is_silent_for_long_is_given_up_until_it_answers():
     asyncio.run(work())
 
 
+def test_one_that_refuses_everything_is_told_and_that_it_is_back(caplog):
+    def work() -> None:
+        one = endpoint()
+        for turn in range(2):
+            for now in (1.0, 3.0, 7.0, 15.0):
+                one.failed(Refused("no"), sent=100 * turn + now, now=100 * turn + now)
+            one.answered(100 * turn + 21.0, in_time=True)
+            one.answered(100 * turn + 22.0, in_time=True)
+
+    in_loop(work)
+    told = [
+        "http://x/v1 refuses all requests; it is asked again now and then, up to engine.longest_wait=60 s",
+        "http://x/v1 answers again, after 20 s",
+    ]
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == told * 2
+
+
+def test_a_pause_of_ours_is_not_taken_for_one_that_was_asked_for():
+    def work() -> None:
+        one = endpoint(longest_wait=3.0)
+        for now in (1.0, 1.5, 2.0, 2.5):
+            one.failed(Refused("no"), sent=now, now=now)
+            assert one.given_up(now) is None and one.resume_at <= now + 3.0
+        assert "no answer for 4 s" in str(one.given_up(5.0))
+
+    in_loop(work)
+
+
 def test_time_in_which_nothing_is_asked_is_no_silence():
     def work() -> None:
         one = endpoint()

@@ -113,6 +113,7 @@ class Endpoint:
         self._failed_at = self._answered_at = -math.inf  # the last time
         self._reason = ""  # of the last failure
         self._away = False  # whether that was a refusal
+        self._told = False  # that nothing but refusals comes
         self._answers = 0  # since the last refusal
         self._cut_at = -math.inf
         self._cut = False  # with no answer since to a request sent later
@@ -182,6 +183,9 @@ class Endpoint:
 
     def answered(self, now: float, *, in_time: bool, sent: float = math.inf) -> None:
         """Take note of the answer to a request sent at `sent`."""
+        if self._told:
+            self._told = False
+            log.warning("%s answers again, after %.0f s", self.url, now - self._failing_since)
         self._answered_at = now
         self._failures = 0
         self._failing_since = math.inf
@@ -206,7 +210,16 @@ class Endpoint:
             self._cut, self._cut_at = True, now
         elif wait is None:
             return
-        pause = min(_LONGEST_PAUSE, self.limits.pause * 2 ** min(self._failures - 1, 16))
+        if self._away and self._failures >= _DOWN and not self._told:
+            self._told = True
+            log.warning(
+                "%s refuses all requests; it is asked again now and then, up to %s.longest_wait=%g s",
+                self.url,
+                self.limits.owner,
+                self.limits.longest_wait,
+            )
+        longest = min(_LONGEST_PAUSE, self.limits.longest_wait)
+        pause = min(longest, self.limits.pause * 2 ** min(self._failures - 1, 16))
         self._rest(max(pause, wait or 0.0), now)  # a server that always asks for 0 s is not stormed
         if self.down(now):
             self._turn_away(now)
