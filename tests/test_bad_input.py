@@ -130,6 +130,10 @@ def test_a_value_that_cannot_be_is_named(base, groups, keys, tmp_path, monkeypat
         (["+engines.here.dtype=float32"], r"engines\.here=.*float32.* as \+engine@engines\.here=<choice>"),
         (["+engines.here=null"], r"engines\.here=null, which agent 'ash' names"),
         (["engines=null"], r"engines=null is no mapping.* \+engine@engines\.here=<choice>"),
+        (
+            ["+engine@engines.her=transformers"],
+            r"engines has her\. Did you mean 'her'\? Add it: .*leave `engine` out for the run's own",
+        ),
         ([], r"engines has none\. Add it: \+engine@engines\.here=<choice>"),
     ],
 )

@@ -181,9 +181,13 @@ def engine_node(config: DictConfig, agent: Agent) -> DictConfig:
             f"engines by name; leave that out, and add it: {add}=<choice>"
         )
     if name not in engines:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, map(str, engines), n=1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
         raise BadInput(
-            f"agent {agent.name!r} names engine {name!r}; engines has {', '.join(engines) or 'none'}. "
-            f"Add it: {add}=<choice>"
+            f"agent {agent.name!r} names engine {name!r}; engines has {', '.join(engines) or 'none'}.{meant} "
+            f"Add it: {add}=<choice> (see toa-exp run --help), or leave `engine` out for the run's own"
         )
     node = engines[name]
     if not isinstance(node, DictConfig) or not node.get("_target_"):
