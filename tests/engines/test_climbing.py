@@ -9,7 +9,8 @@ import pytest
 from virtual_time import passing
 
 from toa_exp.engines.climbing import Climb
-from toa_exp.engines.endpoints import Endpoint, Limits, enter
+from toa_exp.engines.endpoints import Endpoint, enter
+from toa_exp.engines.limits import Limits
 
 ASKING = 300  # more than any limit
 

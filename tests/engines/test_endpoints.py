@@ -25,7 +25,8 @@ from remote import (
 )
 
 from toa_exp.draws import Sample
-from toa_exp.engines.endpoints import Endpoint, Late, Limits, Refused, enter
+from toa_exp.engines.endpoints import Endpoint, Late, Refused, enter
+from toa_exp.engines.limits import Limits
 from toa_exp.engines.openai import OpenAI
 from toa_exp.errors import Permanent, Unavailable
 from toa_exp.methods.parallel import parallel

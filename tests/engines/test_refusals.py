@@ -9,7 +9,8 @@ from test_climbing import ASKING, Places
 from virtual_time import passing
 
 from toa_exp.engines.climbing import Climb
-from toa_exp.engines.endpoints import Away, Endpoint, Limits, Refused, enter
+from toa_exp.engines.endpoints import Away, Endpoint, Refused, enter
+from toa_exp.engines.limits import Limits
 from toa_exp.patience import Patience
 
 Errors = Callable[[], Exception | None]

@@ -16,7 +16,8 @@ from toa_exp.engines.answers import Asked, Mends
 from toa_exp.engines.client import Answer, Client, Manner, Target
 from toa_exp.engines.completions import overflow, prompt_tokens, read
 from toa_exp.engines.connection import connect, key_of, url_setting
-from toa_exp.engines.endpoints import Endpoint, LimitFields, Limits, enter
+from toa_exp.engines.endpoints import Endpoint, enter
+from toa_exp.engines.limits import LimitFields, Limits
 from toa_exp.ensemble import Agent
 
 

@@ -23,7 +23,8 @@ from toa_exp.draws import Score
 from toa_exp.engines.answers import Asked, Mends, complain, decoded, message_of, parsed, shorten
 from toa_exp.engines.client import Answer, Client, Manner, Target
 from toa_exp.engines.connection import check_timeouts, check_urls, key_of, urls_of
-from toa_exp.engines.endpoints import Endpoint, LimitFields, Limits, enter
+from toa_exp.engines.endpoints import Endpoint, enter
+from toa_exp.engines.limits import LimitFields, Limits
 from toa_exp.ensemble import model_config
 from toa_exp.errors import BadInput, Permanent, Unavailable
 from toa_exp.rewards.base import Range
