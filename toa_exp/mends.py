@@ -1,4 +1,4 @@
-"""What to do about a model folder that is missing or damaged."""
+"""What to do about a model that is missing or damaged, or too large."""
 
 from __future__ import annotations
 
@@ -42,3 +42,13 @@ def damaged(model: str) -> str:
     if folder.absolute().parent.name in _LAB:
         mend = "copy the folder again, or make the models anew: toa-exp lab train"
     return mend
+
+
+def room(whose: str) -> str:
+    """The mend for a model that a device has too little memory for, by whose it is."""
+    if whose == "reward":
+        return "give reward.dtype=bfloat16 or another reward.device (cpu, cuda:1), or choose a smaller model"
+    return (
+        "give engine.residents=1, so that agents take turns, or choose engine=vllm, which quantises a model "
+        "or spreads it over several GPUs"
+    )

@@ -20,7 +20,7 @@ from toa_exp import hub
 from toa_exp.draws import Message
 from toa_exp.engines import checkpoints
 from toa_exp.errors import BadInput, Unavailable, choose
-from toa_exp.mends import damaged, missing
+from toa_exp.mends import damaged, missing, room
 
 if TYPE_CHECKING:
     import torch
@@ -31,14 +31,6 @@ DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
 ONE_AT_A_TIME = threading.RLock()
 # Parameters under which threads on a CPU wait for each other longer than they compute.
 _SMALL = 2_000_000
-# What makes room for a model on a device, by whose it is.
-_ROOM_OF_REWARD = (
-    "give reward.dtype=bfloat16 or another reward.device (cpu, cuda:1), or choose a smaller reward model"
-)
-_ROOM_OF_AGENT = (
-    "give engine.residents=1, so that agents take turns, or choose engine=vllm, which quantises a model or "
-    "spreads it over several GPUs"
-)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -226,8 +218,7 @@ def load_model(
     del loaded
     free_memory()
     raise Unavailable(
-        f"{whose}: {model!r} does not fit on {device} beside what is there. Free memory there, "
-        f"{_ROOM_OF_REWARD if whose == 'reward' else _ROOM_OF_AGENT}"
+        f"{whose}: {model!r} does not fit on {device} beside what is there. Free memory there, {room(whose)}"
     )
 
 
