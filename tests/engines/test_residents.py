@@ -163,7 +163,7 @@ def on_gpus(monkeypatch: pytest.MonkeyPatch, *sizes: float) -> list[str]:
     there = [Gpu(i, "a GPU", int(size * GIB), int(size * GIB)) for i, size in enumerate(sizes)]
     monkeypatch.setattr(gpus, "visible_gpus", lambda: there)
     asked: list[str] = []
-    monkeypatch.setattr(loading, "device_of", lambda name: asked.append(name) or torch.device("cpu"))
+    monkeypatch.setattr(loading, "device_of", lambda name, *_: asked.append(name) or torch.device("cpu"))
     return asked
 
 
