@@ -50,6 +50,22 @@ def test_what_was_unavailable_is_made_again_and_bad_input_is_not():
     assert errors == []
 
 
+def test_the_end_of_what_is_made_is_in_one_step():
+    """One who is cancelled while it ends gets hold of the value, or leaves it where it is."""
+
+    async def make() -> str:
+        return "there"
+
+    async def main() -> None:
+        once = Once(make)
+        await once.get()
+        with pytest.raises(StopIteration) as ended:
+            once.end().send(None)
+        assert ended.value.value == "there"
+
+    asyncio.run(main())
+
+
 def test_the_end_waits_for_what_is_being_made():
     async def main() -> None:
         release = asyncio.Event()

@@ -29,6 +29,7 @@ def asked(monkeypatch):
         raise LocalEntryNotFoundError("look on your own") from ConnectionError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "_failed_at", None)
     for forget in (hub._asked.cache_clear, hub._AWAY.clear):
         forget()
     yield found
@@ -57,6 +58,14 @@ def test_once_out_of_reach_only_its_cache_is_looked_at(asked):
         with pytest.raises(BadInput, match="cannot be reached"):
             model_config("org/model", revision, "reward")
     assert asked == [("org/model", None, False), ("org/model", "v2", True)]
+
+
+def test_a_failure_is_forgotten_after_a_while(asked, monkeypatch):
+    monkeypatch.setattr(hub, "_KEPT", 0.0)
+    for model in ("org/model", "org/model", "org/other"):
+        with pytest.raises(BadInput, match="cannot be reached"):
+            model_config(model, None, "reward")
+    assert asked == [("org/model", None, False), ("org/model", None, False), ("org/other", None, False)]
 
 
 def test_a_name_that_it_refuses_says_nothing_of_the_connection(asked):

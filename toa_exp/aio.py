@@ -45,7 +45,8 @@ class Once(Generic[Value]):
         making, self._making = self._making, None
         if making is None:
             return None
-        await asyncio.wait([making])
+        if not making.done():  # else nothing may come in between, and the value be lost
+            await asyncio.wait([making])
         return None if making.cancelled() or making.exception() is not None else making.result()
 
 

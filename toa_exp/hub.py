@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
 from toa_exp.errors import BadInput
 
 _ONE_AT_A_TIME = threading.Lock()
-_AWAY = threading.Event()  # the hub could not be reached, so that only its cache is looked at from then on
+_KEPT = 60.0  # seconds that a failure is remembered
+_failed_at: float | None = None  # the first of those that are remembered
+_AWAY = threading.Event()  # the hub could not be reached, so that only its cache is looked at for now
 
 
 def library() -> ModuleType:
@@ -29,10 +32,18 @@ def library() -> ModuleType:
 def config_file(model: str, revision: str | None, whose: str) -> Path:
     """The config.json of a hub id in the hub's cache; `whose` names the owner in errors.
 
-    Raises BadInput where it cannot be had, at once where that was found out before.
+    Raises BadInput where it cannot be had, at once where that was found out within the last minute: later
+    cells of a sweep may find the hub there again.
     """
+    global _failed_at
     with _ONE_AT_A_TIME:
+        if _failed_at is not None and time.monotonic() - _failed_at > _KEPT:
+            _asked.cache_clear()
+            _AWAY.clear()
+            _failed_at = None
         found = _asked(model, revision)
+        if not isinstance(found, Path) and _failed_at is None:
+            _failed_at = time.monotonic()
     if isinstance(found, Path):
         return found
     raise BadInput(

@@ -64,7 +64,7 @@ class Patience:
         now = asyncio.get_running_loop().time()
         if now - self._warned.get(said, -math.inf) < _QUIET:
             return logging.INFO
-        self._warned[said] = now
+        self._warned = {text: at for text, at in self._warned.items() if now - at < _QUIET} | {said: now}
         return logging.WARNING
 
 

@@ -12,6 +12,7 @@ from toa_exp.engines.answers import retry_after
 from toa_exp.errors import BadInput, Permanent, Unavailable
 
 NONE = Usage(0, 0)
+REASONED = {"prompt_tokens": 5, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 2}}
 ECHO = "What are a maximum context length and a content_filter?"
 LONG = '{"error": {"message": "This endpoint\'s maximum context length is 64 tokens."}}'
 INVALID = {"type": "missing", "loc": ["body", "x"], "msg": "Field required", "input": {"content": ECHO}}
@@ -21,6 +22,7 @@ def test_a_text_cut_at_its_limit_and_an_empty_text_of_a_token_are_answers():
     assert ask(Answer(completion("fou", reason="length")))[0][0].text == "fou"
     assert ask(Answer(completion("", usage=(5, 1))))[0][0].usage == Usage(5, 1)
     assert ask(Answer(completion("", reasoning="hm")))[0][0].failure is None
+    assert ask(Answer(completion("", reason="length")))[0][0].failure is None
 
 
 @pytest.mark.parametrize(
@@ -89,11 +91,11 @@ def test_a_prompt_that_the_server_did_not_count_is_counted_by_an_answer_of_one_t
         (Answer(completion("half an ans", reason="content_filter")), "content_filter", Usage(5, 2)),
         (Answer(completion(None, refusal="I will not")), "refusal", Usage(5, 2)),
         (Answer(completion(None, reason="length", reasoning="hm")), "reasoning_cut", Usage(5, 2)),
-        (Answer(completion("", reason="length")), "reasoning_cut", Usage(5, 2)),
-        (Answer(completion(None, reasoning="hm")), "reasoning_only", Usage(5, 2)),
-        (Answer(completion(None, reason="tool_calls", tool_calls=[{"id": "1"}])), "tool_calls", Usage(5, 2)),
+        (Answer(completion("", reason="length", usage=REASONED)), "reasoning_cut", Usage(5, 2)),
         (Answer({"detail": [{"msg": "The prompt is too long", "input": "hm"}]}, 422), "context_window", NONE),
         (refusal("Provider returned error", metadata={"raw": LONG}), "context_window", NONE),
+        (Answer({"errors": [{"message": "maximum context length is 8"}]}, 400), "context_window", NONE),
+        (Answer({"why": "maximum context length is 8"}, 400), "context_window", NONE),
     ],
 )
 def test_typed_failures_have_the_tokens_that_they_took(answer, failure, usage):
@@ -144,6 +146,8 @@ def test_an_answer_that_does_not_state_its_tokens_is_an_error(usage):
         (Answer({"detail": [INVALID]}, 422), Permanent, "422: missing body x Field required"),
         (refusal(f"1 validation error:\n  {INVALID}"), Permanent, "400: 1 validation error"),
         (refusal("x" * 5000, 422), Permanent, "sampling"),
+        (Answer(completion(None, reasoning="hm")), Permanent, "reasoning parser"),
+        (Answer(completion(None, reason="tool_calls", tool_calls=[{"id": "1"}])), Permanent, "calls tools"),
     ],
 )
 def test_what_will_not_pass_says_what_to_mend(answer, kind, message):

@@ -69,6 +69,7 @@ UNAVAILABLE = ActorUnavailableError("it is away", None)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(actors, "_PING", 0.01)
+    monkeypatch.setattr(actors, "_SETTLES", 0.0)
 
 
 def ask(*fakes, times=1, patience=5.0, start=0):
@@ -109,6 +110,19 @@ def test_one_that_cannot_be_started_again_is_not_waited_for(fault):
         ask(broken)
     assert broken.away == -1  # it was asked once
     assert ask(FakeActor("two", [UNAVAILABLE] * 9, start=fault), FakeActor("other"), times=3) == ["other"] * 3
+
+
+def test_what_the_one_that_died_held_may_be_free_a_little_later(monkeypatch):
+    monkeypatch.setattr(actors, "_SETTLES", 60.0)
+    actor = FakeActor("one", [UNAVAILABLE], away=1, start=BadInput("it does not fit"))
+
+    async def ready():
+        fault, actor.start = actor.start, None
+        if fault is not None:
+            raise RayTaskError("ready", "a traceback", fault)
+
+    actor.ready = Method(ready)
+    assert ask(actor) == ["one"]
 
 
 def test_why_one_is_not_back_is_told_once_it_was_waited_for():

@@ -127,8 +127,6 @@ _MENDS = {
     "problem out (task.ids)",
     "content_filter": "the endpoint filters it: choose another, or leave the problem out (task.ids)",
     "reasoning_cut": "max_tokens ends before the answer begins: raise ensemble.sampling.max_tokens",
-    "reasoning_only": "all is taken for reasoning: see that the server's reasoning parser is the model's",
-    "tool_calls": "it calls tools instead of answering: leave them out of sampling.extra_body and the server",
 }
 
 

@@ -22,7 +22,8 @@ _SHOWN = 300  # characters of a server's message
 _OVERLOADED = {429, 503, 529}
 _GATEWAY = {502, 504, *range(520, 525)}  # these five are Cloudflare's
 _MAY_PASS = {408, 409, 425}
-_WORDS = ["error", "code", "type", "loc", "message", "detail", "msg", "innererror", "metadata", "raw"]
+_WORDS = ["error", "errors", "result", "reason", "code", "type", "loc", "message", "detail", "msg",
+          "innererror", "metadata", "raw"]  # fmt: skip
 _NO_CREDIT = re.compile(r"insufficient_quota|insufficient[ _](balance|credits?)", re.IGNORECASE)
 _MASKED = re.compile(r"\S*\*{3,}\S*")  # what servers leave of a key that they quote
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import (
+    ClientConnectorCertificateError,
     ClientConnectorDNSError,
     ClientConnectorError,
     ClientError,
     ClientSession,
-    ClientSSLError,
     ClientTimeout,
     ConnectionTimeoutError,
     DummyCookieJar,
@@ -27,6 +27,7 @@ from toa_exp.engines.answers import Asked, shorten
 from toa_exp.engines.endpoints import Away, Late
 from toa_exp.errors import BadInput, Unavailable
 
+_UNKNOWN = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))  # names that nobody knows
 _KEEPALIVE = 4.0  # seconds; servers on uvicorn drop a connection that is idle for 5
 
 
@@ -128,7 +129,8 @@ def _away(why: str, asked: Asked) -> Away:
 
 def _mend(error: ClientConnectorError, setting: str) -> str | None:
     """What to do about a host that will not be there later either; None where it may."""
-    if isinstance(error, ClientSSLError):
+    plain = "WRONG_VERSION_NUMBER" in str(error)  # it speaks no TLS; other faults of that may pass
+    if isinstance(error, ClientConnectorCertificateError) or plain:
         return f"Mend {setting}, or name the file of the certificates to trust: export SSL_CERT_FILE=<file>"
-    unknown = isinstance(error, ClientConnectorDNSError) and error.os_error.errno != socket.EAI_AGAIN
+    unknown = isinstance(error, ClientConnectorDNSError) and error.os_error.errno in _UNKNOWN
     return f"Mend {setting}, or the proxy where the environment names one" if unknown else None

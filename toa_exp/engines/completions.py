@@ -40,12 +40,12 @@ _NO_TEMPLATE = re.compile(
 def read(status: int, headers: Mapping[str, str], content: bytes, asked: Asked, seconds: float) -> Sample:
     """The sample that a response holds; `seconds` are its own.
 
-    A prompt over the context window, a content filter and an answer that is reasoning or tool calls
-    alone are a Sample with `failure`. A prompt that is refused as such was neither read nor answered, so
+    A prompt over the context window, a content filter and an answer whose reasoning was cut are a Sample
+    with `failure`: the request decides that, and the server's settings do not. A prompt that is refused as such was neither read nor answered, so
     it took no tokens. An empty text that was not cut is an answer: a model may say nothing. Raises
     Refused for an endpoint with too much to do or none there, Unavailable for a fault or a malformed
     answer, Permanent for a request that it does not take and for an answer that does not state its
-    tokens, BadInput for a wrong key, model or URL.
+    tokens, is all reasoning or calls tools, BadInput for a wrong key, model or URL.
     """
     body = parsed(content)
     error = body.get("error") if isinstance(body, dict) else None
@@ -110,15 +110,27 @@ def _completion(body: Any, content: bytes, asked: Asked, seconds: float) -> Samp
         return Sample("", usage, seconds, "content_filter")
     if refusal and not text:
         return Sample("", usage, seconds, "refusal")
-    if not text and reason == "length" and usage.completion_tokens:  # OpenAI does not show its reasoning
+    if not text and reason == "length" and (reasoning or _hidden(body) or text is None):
         return Sample("", usage, seconds, "reasoning_cut")
     if not text and calls:
-        return Sample("", usage, seconds, "tool_calls")
+        raise Permanent(
+            f"{asked} calls tools instead of answering; leave them out of sampling.extra_body and of the "
+            f"server's settings"
+        )
     if text is None and reasoning:
-        return Sample("", usage, seconds, "reasoning_only")
+        raise Permanent(
+            f"{asked} takes all of its answer for reasoning; see that the server's reasoning parser is the "
+            f"model's"
+        )
     if not isinstance(text, str) or (not text and not usage.completion_tokens):
         raise Unavailable(f"{asked} answered without content (finish_reason {reason!r})")
     return Sample(text, usage, seconds)
+
+
+def _hidden(body: Any) -> bool:
+    """Whether there was reasoning that is counted and not shown, as with OpenAI."""
+    details = body["usage"].get("completion_tokens_details")
+    return isinstance(details, dict) and bool(details.get("reasoning_tokens"))
 
 
 def _usage(usage: Any, text: str, asked: Asked) -> Usage:
@@ -134,8 +146,7 @@ def _usage(usage: Any, text: str, asked: Asked) -> Usage:
 
 def _said(content: bytes) -> str:
     """What an error response says."""
-    body = parsed(content)
-    return words(body) if isinstance(body, dict | list) else decoded(content)
+    return words(parsed(content)) or decoded(content)
 
 
 def _failure(status: int, error: str) -> str | None:

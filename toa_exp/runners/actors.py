@@ -28,6 +28,7 @@ from toa_exp.tasks.base import Task
 log = logging.getLogger(__name__)
 
 _PING = 1.0  # seconds between two looks at an actor that is being started again
+_SETTLES = 30.0  # seconds until all that an actor held is free after its death; see engines/orphans.py
 
 
 class Actor:
@@ -147,6 +148,7 @@ class Replicas:
     async def _await(self, replica: _Replica) -> None:
         """Wait for an actor that died, until it is back or lost."""
         deadline = time.monotonic() + self._patience
+        settled = time.monotonic() + _SETTLES
         while time.monotonic() < deadline:
             try:
                 await asyncio.wait_for(replica.actor.ready.remote(), deadline - time.monotonic())
@@ -154,7 +156,7 @@ class Replicas:
                 break
             except RayTaskError as error:
                 replica.fault = unwrapped(error)
-                if _lasts(replica.fault):
+                if _lasts(replica.fault) and time.monotonic() >= settled:
                     log.warning("%s: an actor cannot be started again: %s", self._name, replica.fault)
                     break
             except (RayError, TimeoutError):
