@@ -41,11 +41,11 @@ def read(status: int, headers: Mapping[str, str], content: bytes, asked: Asked, 
     """The sample that a response holds; `seconds` are its own.
 
     A prompt over the context window, a content filter and an answer whose reasoning was cut are a Sample
-    with `failure`: the request decides that, and the server's settings do not. A prompt that is refused as such was neither read nor answered, so
-    it took no tokens. An empty text that was not cut is an answer: a model may say nothing. Raises
-    Refused for an endpoint with too much to do or none there, Unavailable for a fault or a malformed
-    answer, Permanent for a request that it does not take and for an answer that does not state its
-    tokens, is all reasoning or calls tools, BadInput for a wrong key, model or URL.
+    with `failure`: the request decides that, and the server's settings do not. A prompt that is refused as
+    such was neither read nor answered, so it took no tokens. An empty text that was not cut is an answer: a
+    model may say nothing. Raises Refused for an endpoint with too much to do or none there, Unavailable for
+    a fault or a malformed answer, Permanent for a request that it does not take and for an answer that does
+    not state its tokens, is all reasoning or calls tools, BadInput for a wrong key, model or URL.
     """
     body = parsed(content)
     error = body.get("error") if isinstance(body, dict) else None
