@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 import threading
 import time
@@ -235,6 +236,21 @@ def test_on_a_cpu_the_settings_are_those_that_are_safe_there(fake, folder, monke
     assert arguments.environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert int(arguments.environment["OMP_NUM_THREADS"]) >= 1
     assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpus": [0]}, r"agent 'ash': gpus=\[0\], and there are none on this machine"),
+        (
+            {"tensor_parallel_size": 3},
+            "agent 'ash': tensor_parallel_size=3 does not divide the 4 attention heads",
+        ),
+    ],
+)
+def test_settings_that_a_cpu_cannot_keep_are_told(options, message, fake, folder):
+    [error] = sample(Vllm(agents(folder, "ash", **options)), draw("ash"))
+    assert isinstance(error, BadInput) and re.search(message, str(error)) and not fake.made
 
 
 def test_seeds_are_those_that_the_openai_engine_sends(fake, folder):

@@ -178,13 +178,8 @@ class Settings:
             if self.gpu_memory_utilization is None:
                 raise
             size = _UNKNOWN  # its part of a GPU is all that a plan needs
+        self._check_heads(size, model, whose)
         parts = self.tensor_parallel_size
-        if size.heads % parts:
-            fitting = [str(number) for number in range(1, size.heads + 1) if size.heads % number == 0]
-            raise BadInput(
-                f"{whose}: tensor_parallel_size={parts} does not divide the {size.heads} attention heads of "
-                f"{model!r}; give {', '.join(fitting[:-1])} or {fitting[-1]}"
-            )
         tokens = self.max_model_len or size.window or 0
         stages = self.arguments.get("pipeline_parallel_size", 1)
         return Model(
@@ -205,6 +200,15 @@ class Settings:
             places=self.max_num_seqs if agents else 0,
         )
 
+    def _check_heads(self, size: Size, model: str, whose: str) -> None:
+        """Raise BadInput where every part of the model would not have as many heads."""
+        if size.heads % self.tensor_parallel_size:
+            fitting = [str(number) for number in range(1, size.heads + 1) if size.heads % number == 0]
+            raise BadInput(
+                f"{whose}: tensor_parallel_size={self.tensor_parallel_size} does not divide the {size.heads} "
+                f"attention heads of {model!r}; give {', '.join(fitting[:-1])} or {fitting[-1]}"
+            )
+
     def engine_arguments(self, model: str, revision: str | None) -> dict[str, Any]:
         """Arguments of vLLM, in this process and of its server, that do not depend on the machine."""
         return {
@@ -224,13 +228,17 @@ class Settings:
         """What they are on a CPU, where `arguments` do not say otherwise.
 
         Without chunked prefill, since a seeded request that is read in chunks ends vLLM's engine
-        there (its generators know no offset), and with a cache that leaves room for other models.
+        there (its generators know no offset), and with a cache that leaves room for other models. Raises
+        BadInput for settings that cannot be kept.
         """
+        if self.gpus is not None:
+            raise BadInput(f"{whose}: gpus={self.gpus}, and there are none on this machine; leave that out")
         dtype = "float32" if self.dtype == "auto" else self.dtype
         try:
             size = size_of(model, revision, whose, dtype=dtype)
         except UnknownSize:
             size = _UNKNOWN  # vLLM says so where the least of a cache is too little for it
+        self._check_heads(size, model, whose)
         window = self.max_model_len or size.window or 0
         return {
             "dtype": dtype,
