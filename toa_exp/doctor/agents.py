@@ -29,7 +29,7 @@ def check_flops(findings: Findings, agent: Agent) -> None:
     what = f"FLOPs of agent {agent.name!r}"
     with findings.checking(what):
         tokens = agent.shape().flops(1000, 0) / 1000
-        findings.ok(what, f"{tokens / 1e9:.3g} GFLOP a token, over a thousand")
+        findings.ok(what, f"{tokens / 1e9:.3g} GFLOP a token, in a prompt of a thousand")
 
 
 async def check_endpoints(findings: Findings, agent: Agent, engine: DictConfig) -> bool:
