@@ -123,6 +123,14 @@ def test_what_the_one_that_died_held_may_be_free_a_little_later(monkeypatch):
 
     actor.ready = Method(ready)
     assert ask(actor) == ["one"]
+    actor.faults, actor.start = [UNAVAILABLE], BadInput("it does not fit")
+
+    async def twice():
+        replicas = Replicas("agent 'a'", [actor], 5.0, 0)
+        await replicas.ask("draw")
+        return replicas._replicas[0].fault
+
+    assert asyncio.run(twice()) is None  # what is over is not told of a later death
 
 
 def test_why_one_is_not_back_is_told_once_it_was_waited_for():

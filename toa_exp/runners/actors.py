@@ -163,7 +163,7 @@ class Replicas:
                 pass
             else:
                 log.warning("%s: an actor is back", self._name)
-                replica.back = None
+                replica.back = replica.fault = None
                 return
             await asyncio.sleep(_PING)
         replica.lost = True
