@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -81,6 +82,10 @@ def changed(config: DictConfig, key: str, value: Any) -> DictConfig:
     return copy
 
 
+def no_network(model: str, revision: str | None, whose: str) -> Path:
+    raise BadInput(f"{whose}: {model!r} could not be had (no network here)")
+
+
 @pytest.mark.parametrize(
     ("base", "groups", "keys"),
     [
@@ -103,7 +108,7 @@ def changed(config: DictConfig, key: str, value: Any) -> DictConfig:
 def test_a_value_that_cannot_be_is_named(base, groups, keys, tmp_path, monkeypatch):
     monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(n, "a GPU", 24 * GIB, 24 * GIB) for n in (0, 1)])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "_asked", lambda model, revision: "(no network here)")
+    monkeypatch.setattr(hub, "config_file", no_network)
     config = compose(*base)
     assemble(config, [])
     unnamed, refused = [], 0
