@@ -25,10 +25,11 @@ _Key = tuple[str, ...]
 
 @dataclass(slots=True, eq=False)
 class _Ask:
-    """A draw that somebody waits for."""
+    """A draw that somebody waits for, asked for as the `number`-th."""
 
     draw: Draw
     agent: Agent
+    number: int
     future: Future[Sample] = field(default_factory=Future)
 
     @property
@@ -68,10 +69,12 @@ class Lanes:
         self._failed: dict[_Key, Unavailable] = {}
         self._inbox: queue.SimpleQueue[_Ask | _Move | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._asked = 0
 
     async def sample(self, draw: Draw, agent: Agent) -> Sample:
         """The sample of a draw. Raises what loading its model raises, and Unavailable once closed."""
-        ask = _Ask(draw, agent)
+        self._asked += 1
+        ask = _Ask(draw, agent, self._asked)
         self._put(ask)
         return await asyncio.wrap_future(ask.future)
 
@@ -95,7 +98,7 @@ class Lanes:
         self._inbox.put(item)
 
     def _work(self) -> None:
-        """The thread: takes in what is asked for and lets the busiest model write a token."""
+        """The thread: takes in what is asked for and lets a model write a token."""
         try:
             while self._take_in(wait=not self._step()):
                 pass
@@ -114,13 +117,17 @@ class Lanes:
             self._lanes = {}
 
     def _step(self) -> bool:
-        """Let the busiest model write a token; False where none has anything to do.
+        """Let one model write a token; False where none has anything to do.
+
+        It is the one with the most rows, weighed by how much was asked for since its oldest: models that
+        are seldom asked would else be passed over for ever, and their problems left for the end. Going by
+        age alone, a single long row would hold up full batches.
 
         The thread itself holds none of them, so that one that is dropped is gone at once.
         """
         at_work = [lane for lane in self._lanes.values() if isinstance(lane, Lane) and lane.demand]
         if at_work:
-            max(at_work, key=lambda lane: lane.demand).step()
+            max(at_work, key=lambda lane: lane.demand * (self._asked + 1 - lane.oldest)).step()
         return bool(at_work)
 
     def _take_in(self, *, wait: bool) -> bool:
@@ -199,6 +206,11 @@ class Lane:
     def demand(self) -> int:
         """Rows that the next step can be about."""
         return self._decoder.demand
+
+    @property
+    def oldest(self) -> int:
+        """Number of the ask that has waited longest. There must be one."""
+        return next(iter(self.asks.values())).number
 
     def add(self, ask: _Ask) -> None:
         """Queue a draw, or answer that its prompt does not fit into the model's window."""
