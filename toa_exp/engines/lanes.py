@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from toa_exp.core import Usage
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines import checkpoints, loading
+from toa_exp.engines.precedence import Precedence
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, Permanent, Unavailable
 
@@ -70,6 +71,7 @@ class Lanes:
         self._inbox: queue.SimpleQueue[_Ask | _Move | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._asked = 0
+        self._precedence = Precedence()
 
     async def sample(self, draw: Draw, agent: Agent) -> Sample:
         """The sample of a draw. Raises what loading its model raises, and Unavailable once closed."""
@@ -119,15 +121,12 @@ class Lanes:
     def _step(self) -> bool:
         """Let one model write a token; False where none has anything to do.
 
-        It is the one with the most rows, weighed by how much was asked for since its oldest: models that
-        are seldom asked would else be passed over for ever, and their problems left for the end. Going by
-        age alone, a single long row would hold up full batches.
-
         The thread itself holds none of them, so that one that is dropped is gone at once.
         """
         at_work = [lane for lane in self._lanes.values() if isinstance(lane, Lane) and lane.demand]
         if at_work:
-            max(at_work, key=lambda lane: lane.demand * (self._asked + 1 - lane.oldest)).step()
+            for tokens in self._precedence.choose(at_work).step():
+                self._precedence.finished(tokens)
         return bool(at_work)
 
     def _take_in(self, *, wait: bool) -> bool:
@@ -230,8 +229,11 @@ class Lane:
         self.asks[row] = ask
         self._decoder.add(row)
 
-    def step(self) -> None:
-        """Write one token in every row, and answer those who wait for a row that is done."""
+    def step(self) -> list[int]:
+        """Write one token in every row, and answer those who wait for rows that are done.
+
+        Returns the tokens that each of these has.
+        """
         import torch
 
         torch.set_num_threads(self._threads)
@@ -249,8 +251,9 @@ class Lane:
             for row in done:
                 ask = self.asks.pop(row)
                 ask.answer(self._result(ask, row))
-            return
+            return [len(row.tokens) for row in done]
         loading.free_memory()
+        return []
 
     def _fail(self, error: Exception) -> None:
         """Tell all but those still waiting: also rows that were done before the fault in this step."""

@@ -32,11 +32,11 @@ class Transformers:
     model on one of them, else the CPU), "cpu", "cuda" or "cuda:<index>". `dtype` is "auto" (float32 on a
     CPU, the checkpoint's own on CUDA), "float32", "bfloat16" or "float16"; an agent's `options.dtype`
     overrides it. Up to `max_batch` draws of a model are decoded together and hold `max_batch_tokens`
-    tokens at most, padding and what may still be written included. One thread decodes; of several models
-    the one with most rows, and those that have waited longest, writes the next token. `residents` models of a GPU (or of the CPU) are in
-    memory at once and take turns, "auto" for as many as fit with room for their caches: of a GPU, each with
-    its part of `max_batch_tokens`; see `engines.turns`, also for `patience`. In float32 the text of a draw
-    depends on nothing but the draw, in bfloat16 and float16 rounding may let it depend on its batch.
+    tokens at most, padding and what may still be written included. One thread decodes, for several models
+    by turns; see `engines.precedence`. `residents` models of a GPU (or of the CPU) are in memory at once and
+    take turns, "auto" for as many as fit with room for their caches: of a GPU, each with its part of
+    `max_batch_tokens`; see `engines.turns`, also for `patience`. In float32 the text of a draw depends on
+    nothing but the draw, in bfloat16 and float16 rounding may let it depend on its batch.
 
     `sample` raises BadInput for a model that cannot be used or does not fit, Unavailable where the device
     is out of memory, and Permanent where a model gives no probabilities.
