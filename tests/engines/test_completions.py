@@ -50,6 +50,9 @@ def test_a_prompt_over_the_window_is_a_failure_of_its_own(message):
         "(4080 in the messages, 40 in the completion).",
         "You passed 4080 input tokens and requested 40 output tokens. However, the model's context length is "
         "only 4096 tokens, resulting in a maximum input length of 4056 tokens.",
+        "Requested token count exceeds the model's maximum context length of 4097 tokens. You requested a "
+        "total of 4120 tokens: 4080 tokens from the input messages and 40 tokens for the completion. Please "
+        "reduce the number of tokens in the input messages or the completion to fit within the limit.",
     ],
 )
 def test_a_prompt_that_leaves_less_room_than_max_tokens_is_asked_for_what_is_left(message):

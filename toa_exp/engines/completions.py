@@ -27,7 +27,11 @@ _FILTER = re.compile(
 _WINDOW_SIZE = re.compile(
     r"(?:maximum context length is|context length is only) (\d+) tokens|greater than max_model_len=(\d+)"
 )
-_PROMPT_SIZE = re.compile(r"(\d+) (?:input tokens|in the messages|in your prompt|of text input)")
+# SGLang, which refuses a request that would fill its window to the last token.
+_WINDOW_LESS_ONE = re.compile(r"exceeds the model's maximum context length of (\d+) tokens")
+_PROMPT_SIZE = re.compile(
+    r"(\d+) (?:input tokens|in the messages|in your prompt|of text input|tokens from the input messages)"
+)
 # vLLM counts a prompt only up to where it cannot fit any more, or asks for max_tokens before it counts.
 _NOT_COUNTED = re.compile(r"at least \d+ input tokens|greater than max_model_len=")
 _NO_TEMPLATE = re.compile(
@@ -67,16 +71,22 @@ def read(status: int, headers: Mapping[str, str], content: bytes, asked: Asked, 
 
 
 def overflow(status: int, content: bytes) -> tuple[int, int | None] | None:
-    """Where more tokens were asked for than there is room for: those of the window and of the prompt.
+    """Where more tokens were asked for than there is room for: those of the room and of the prompt.
 
-    Those of the prompt are None where the server did not count them. Returns None where the response is
-    none of these, or does not tell.
+    The room is that of both together, the window as a rule. Those of the prompt are None where the server
+    did not count them. Returns None where the response is none of these, or does not tell.
     """
     text = _said(content)
-    window, prompt = _WINDOW_SIZE.search(text), _PROMPT_SIZE.search(text)
-    if _failure(status, text) != "context_window" or window is None:
+    window, less_one = _WINDOW_SIZE.search(text), _WINDOW_LESS_ONE.search(text)
+    prompt = _PROMPT_SIZE.search(text)
+    if _failure(status, text) != "context_window":
         return None
-    size = int(window[1] or window[2])
+    if window is not None:
+        size = int(window[1] or window[2])
+    elif less_one is not None:
+        size = int(less_one[1]) - 1
+    else:
+        return None
     if _NOT_COUNTED.search(text):
         return size, None
     return None if prompt is None else (size, int(prompt[1]))
