@@ -33,7 +33,7 @@ def rows_of(numbers: list[int]) -> dict[int, Row]:
             limit=1 + 17 * n % 60,
             temperature=0.0 if n % 5 == 0 else 0.9,
             top_p=0.9 if n % 2 else 1.0,
-            noise=Random(n),
+            seed=n,
         )
         for n in numbers
     }
@@ -133,7 +133,7 @@ def test_rows_leave_at_once_and_their_places_are_filled(model):
     noise = Random(0)
     lengths = [min(200, int(8 * noise.paretovariate(1.2))) for _ in range(120)]
     decoder = Decoder(model, frozenset(), max_batch=16, max_batch_tokens=10**6)
-    rows = [Row([7, 8, 9], length, 1.0, 1.0, Random(i)) for i, length in enumerate(lengths)]
+    rows = [Row([7, 8, 9], length, 1.0, 1.0, i) for i, length in enumerate(lengths)]
     for row in rows:
         decoder.add(row)
     places, used = 0, 0
@@ -191,7 +191,7 @@ def test_a_row_without_probabilities_is_marked_and_harms_no_other(tmp_path):
 def test_the_time_of_all_steps_is_shared_out(model, monkeypatch):
     ticks = iter(range(10**6))
     monkeypatch.setattr("toa_exp.engines.decoding.time.perf_counter", lambda: float(next(ticks)))
-    rows = [Row([7, 8], 5, 1.0, 1.0, Random(i)) for i in range(3)]
+    rows = [Row([7, 8], 5, 1.0, 1.0, i) for i in range(3)]
     decoder = Decoder(model, frozenset(), max_batch=4, max_batch_tokens=10**6)
     for row in rows:
         decoder.add(row)

@@ -1,6 +1,7 @@
 """How many models of engine=transformers are in memory, on which GPUs, and who takes turns."""
 
 import asyncio
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -12,6 +13,7 @@ from tiny_models import causal_model
 
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines import gpus, loading, residents, transformers
+from toa_exp.engines.lanes import Lane
 from toa_exp.engines.seats import GIB, Gpu, Model
 from toa_exp.engines.sizes import Size, weights_of
 from toa_exp.engines.transformers import Transformers
@@ -135,7 +137,8 @@ def test_a_model_that_does_not_fit_alone_is_told_before_it_is_loaded(three, monk
     errors = sample_all(agents, three_each())
     assert all(isinstance(error, BadInput) for error in errors) and not memory.loads
     said = str(errors[0])
-    assert "does not fit: 0.00 GiB of weights, 0.00 GiB free on cuda:0" in said
+    shown = f"{size / GIB:.2g} GiB of weights, {int(0.9 * size) / GIB:.2g} GiB free on cuda:0"
+    assert f"does not fit: {shown}" in said and "0.00 GiB" not in said
     assert "engine.dtype=bfloat16" in said and "engine=vllm" in said
 
 
@@ -202,6 +205,31 @@ def test_models_are_spread_over_the_gpus_and_take_turns_where_they_must(
     assert taken == together and set(asked) == devices
     assert len(lines) == len(said) and all(part in line for part, line in zip(said, lines, strict=True))
     assert f"plan for {len(there)} GPUs" in capsys.readouterr().err
+
+
+def test_a_gpu_does_not_wait_for_another(three, monkeypatch):
+    agents, _ = three
+    on_gpus(monkeypatch, 24, 24)
+    of_size(monkeypatch, 8)
+    step, free, in_time = Lane.step, threading.Event(), []
+
+    def held_up(lane: Lane) -> list[int]:
+        if any(ask.agent.name == "ash" for ask in lane.asks.values()):
+            in_time.append(free.wait(30))
+        return step(lane)
+
+    monkeypatch.setattr(Lane, "step", held_up)
+
+    async def run() -> None:
+        engine = Transformers({member.name: member for member in agents[:2]})
+        ash = asyncio.create_task(engine.sample(draw("Hello", 0, "ash")))
+        await engine.sample(draw("Hello", 0, "oak"))
+        free.set()
+        await ash
+        await engine.close()
+
+    asyncio.run(run())
+    assert in_time and all(in_time)
 
 
 def test_a_model_that_fits_on_no_gpu_is_told_with_what_would_do(three, monkeypatch):

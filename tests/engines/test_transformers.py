@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toa_exp.draws import Sample
 from toa_exp.engines import loading
+from toa_exp.engines.cache import RowCache
+from toa_exp.engines.decoding import Decoder
 from toa_exp.engines.transformers import Transformers
 from toa_exp.errors import BadInput, Permanent, Unavailable
 
@@ -171,40 +173,84 @@ def test_weights_that_are_not_numbers_end_in_an_error(tmp_path):
         assert "agent 'ash'" in str(error) and "options.dtype=float32" in str(error)
 
 
-def test_out_of_memory_is_unavailable_and_passes(folder, monkeypatch):
-    from toa_exp.engines.decoding import Decoder
+def test_where_memory_is_too_small_fewer_are_decoded_at_once_and_no_text_changes(folder, monkeypatch, caplog):
+    draws = [draw("Hello", i) for i in range(12)]
+    expected = texts(sample_all(agent(folder), draws))
+    decode, most = Decoder._decode, []
 
-    step, calls = Decoder.step, []
-
-    def sometimes(decoder: Decoder) -> list:
-        calls.append(None)
-        done = step(decoder)
-        if len(calls) == 5:
+    def small(decoder: Decoder) -> list:
+        if len(decoder.rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return done
+        most.append(len(decoder.rows))
+        return decode(decoder)
 
-    monkeypatch.setattr(Decoder, "step", sometimes)
+    monkeypatch.setattr(Decoder, "_decode", small)
+    assert texts(sample_all(agent(folder), draws, max_batch=8)) == expected
+    assert max(most) == 2
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 2 and "with 8 draws at once" in warned[0] and "with 4 draws" in warned[1]
+    assert "agent 'ash': cpu is out of memory" in warned[0] and "engine.max_batch_tokens" in warned[0]
+
+
+def test_a_long_draw_that_memory_is_too_small_for_leaves_room_for_many_short_ones(folder, monkeypatch):
+    decode, most = Decoder._decode, []
+
+    def small(decoder: Decoder) -> None:
+        if len(decoder.rows) * max(len(row.prompt) + row.limit for row in decoder.rows) > 250:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        most.append(len(decoder.rows))
+        decode(decoder)
+
+    monkeypatch.setattr(Decoder, "_decode", small)
+    agents = [agent(folder, "ash", max_tokens=180), agent(folder, "oak", max_tokens=4)]
+    draws = [draw("Hello", i, name) for name in ("ash", "oak") for i in range(2 if name == "ash" else 9)]
+    assert all(isinstance(sample, Sample) for sample in sample_all(agents, draws))
+    assert max(most) > 3
+
+
+def test_draws_that_were_done_before_memory_ran_out_in_the_same_step_are_handed_over(folder, monkeypatch):
     draws = [draw("Hello", i) for i in range(6)]
-    results = sample_all(agent(folder), draws, max_batch=3)
-    failed = [result for result in results if isinstance(result, Unavailable)]
-    assert failed and not isinstance(failed[0], Permanent) and "engine.max_batch" in str(failed[0])
-    monkeypatch.undo()
-    expected = sample_all(agent(folder), draws)
-    for result, whole in zip(results, expected, strict=True):
-        assert result in failed or result.text == whole.text
-    assert len(failed) <= 3
+    expected = texts(sample_all(agent(folder), draws))
+    leave, lost = RowCache.leave, []
+
+    def full(cache: RowCache, *given: object) -> None:
+        if not lost:
+            lost.append(given)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        leave(cache, *given)
+
+    monkeypatch.setattr(RowCache, "leave", full)
+    assert texts(sample_all(agent(folder), draws, max_batch=3)) == expected and lost
 
 
-def test_a_draw_that_was_done_before_memory_ran_out_in_the_same_step_is_told_too(folder, monkeypatch):
-    from toa_exp.engines.decoding import Decoder
-
+def test_a_draw_that_memory_is_too_small_for_alone_is_unavailable(folder, monkeypatch):
     def full(decoder: Decoder) -> list:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Decoder, "_decode", full)
     agents = [agent(folder, "ash", max_tokens=1), agent(folder, "oak", max_tokens=9)]
-    results = sample_all(agents, [draw("Hello", 0, "ash"), draw("Hello", 0, "oak")])
-    assert all(isinstance(result, Unavailable) for result in results)
+    short, long = sample_all(agents, [draw("Hello", 0, "ash"), draw("Hello", 0, "oak")])
+    assert isinstance(short, Sample) and short.usage.completion_tokens == 1
+    assert isinstance(long, Unavailable) and not isinstance(long, Permanent)
+    assert "one draw alone" in str(long) and "9 to write" in str(long)
+
+
+def test_a_text_that_cannot_be_read_is_told_to_who_asked_and_the_others_go_on(folder, monkeypatch):
+    text_of = loading.text_of
+    spoilt: list[object] = []
+
+    def broken(tokenizer: object, tokens: list[int]) -> str:
+        if not spoilt:
+            spoilt.append(tokens)
+            raise IndexError("piece id is out of range")
+        return text_of(tokenizer, tokens)
+
+    monkeypatch.setattr(loading, "text_of", broken)
+    results = sample_all(agent(folder), [draw("Hello", i) for i in range(6)], max_batch=2)
+    assert [str(result) for result in results if isinstance(result, Exception)] == [
+        "piece id is out of range"
+    ]
+    assert sum(isinstance(result, Sample) for result in results) == 5
 
 
 def test_close_ends_what_is_under_way_and_the_engine_can_go_on(folder):

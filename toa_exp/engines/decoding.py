@@ -24,7 +24,7 @@ _REFILL = 8  # a full batch takes newcomers once an eighth of its places is free
 class Row:
     """A text to be written: after `prompt`, `limit` tokens at most.
 
-    `noise` decides the samples, one number a token, so that a row's text is its own wherever and with
+    `seed` decides the samples, by a number a token, so that a row's text is its own wherever and with
     whomever it is decoded. `broken` says that the model gave something other than probabilities.
     """
 
@@ -32,10 +32,18 @@ class Row:
     limit: int
     temperature: float
     top_p: float
-    noise: Random
-    tokens: list[int] = field(default_factory=list)
+    seed: int
+    tokens: list[int] = field(init=False)
+    noise: Random = field(init=False)
     seconds: float = 0.0
     broken: bool = False
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Write the text from its first token on, the same as before."""
+        self.tokens, self.noise, self.broken = [], Random(self.seed), False
 
     @property
     def cached(self) -> int:
@@ -57,6 +65,7 @@ class Decoder:
         attend_by_group(model)
         self.rows: list[Row] = []
         self.waiting: list[Row] = []
+        self._done: list[Row] = []
         self._model = model
         self._stop = stop
         self._max_batch = max_batch
@@ -83,17 +92,30 @@ class Decoder:
         rows, self.rows, self._cache = self.rows, [], None
         return rows
 
+    def retreat(self) -> None:
+        """Begin the rows of the batch anew, and hold half as many tokens from now on."""
+        rows = self.clear()
+        held = len(rows) * max(len(row.prompt) + row.limit for row in rows)
+        self._max_batch_tokens = min(self._max_batch_tokens, held) // 2
+        for row in rows:
+            row.begin()
+        self.waiting = [*rows, *self.waiting]
+
+    def collect(self) -> list[Row]:
+        """The rows that are done and were not returned: after a fault, those of the step before it."""
+        done, self._done = self._done, []
+        return done
+
     @torch.inference_mode()
     def step(self) -> list[Row]:
         """Take in newcomers where it is time to, write one token a row; returns the rows done."""
-        done: list[Row] = []
         free = self._max_batch - len(self.rows)
         if not self.rows or free >= max(1, self._max_batch // _REFILL):
             while group := self._newcomers():
-                done += self._prefill(group)
+                self._prefill(group)
         if self.rows:
-            done += self._decode()
-        return done
+            self._decode()
+        return self.collect()
 
     def _newcomers(self) -> list[Row]:
         """The row that waited longest and those nearest to it in length, as many as there is room for."""
@@ -117,7 +139,7 @@ class Decoder:
         self.waiting = [row for row in self.waiting if row not in chosen]
         return group
 
-    def _prefill(self, group: list[Row]) -> list[Row]:
+    def _prefill(self, group: list[Row]) -> None:
         """Read the prompts of newcomers and write their first tokens."""
         started = time.perf_counter()
         self.rows += group
@@ -134,9 +156,9 @@ class Decoder:
             self._cache = RowCache(states)
         self._cache.admit(states)
         self._write(group, logits, started)
-        return self._leave()
+        self._leave()
 
-    def _decode(self) -> list[Row]:
+    def _decode(self) -> None:
         """Write one token in every row."""
         started = time.perf_counter()
         assert self._cache is not None
@@ -146,7 +168,7 @@ class Decoder:
         logits = self._forward(ids, mask, self._tensor(lengths)[:, None], self._cache)
         self._cache.advance()
         self._write(self.rows, logits, started)
-        return self._leave()
+        self._leave()
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
@@ -173,19 +195,18 @@ class Decoder:
         for row in rows:
             row.seconds += share
 
-    def _leave(self) -> list[Row]:
-        """Take the rows that are done out of the batch."""
+    def _leave(self) -> None:
+        """Take the rows that are done out of the batch; they are in `_done` whatever the cache says to it."""
         assert self._cache is not None
         rows = self.rows
-        gone = [place for place, row in enumerate(rows) if self._done(row)]
+        gone = [place for place, row in enumerate(rows) if self._ends(row)]
         if not gone:
-            return []
+            return
         if len(gone) == len(rows):
-            return self.clear()
-        done = [rows[place] for place in gone]
+            self._done += self.clear()
+            return
+        self._done += [rows[place] for place in gone]
         broken = [place for place in gone if rows[place].broken]
-        if broken:
-            self._cache.wipe(broken)
         # The last rows move to the places that fall empty, so that few rows are copied.
         left = len(rows) - len(gone)
         holes = [place for place in gone if place < left]
@@ -193,10 +214,11 @@ class Decoder:
         for hole, mover in zip(holes, movers, strict=True):
             rows[hole] = rows[mover]
         del rows[left:]
+        if broken:
+            self._cache.wipe(broken)
         self._cache.leave(holes, movers, left, max(row.cached for row in rows))
-        return done
 
-    def _done(self, row: Row) -> bool:
+    def _ends(self, row: Row) -> bool:
         return row.tokens[-1] in self._stop or len(row.tokens) >= row.limit or row.broken
 
     def _mask(self, lengths: list[int], width: int) -> torch.Tensor:

@@ -1,14 +1,14 @@
-"""The models that the transformers engine has in memory, and the thread that decodes with them."""
+"""The models that the transformers engine has in one place, and the thread that decodes with them."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from random import Random
 from typing import TYPE_CHECKING
 
 from toa_exp.core import Usage
@@ -20,6 +20,8 @@ from toa_exp.errors import BadInput, Permanent, Unavailable
 
 if TYPE_CHECKING:
     from toa_exp.engines.decoding import Decoder, Row
+
+log = logging.getLogger(__name__)
 
 _Key = tuple[str, ...]
 
@@ -60,7 +62,7 @@ class _Move:
 class Lanes:
     """Models in memory by `key`, each made by `load` the first time that it is asked for.
 
-    One thread works for all of them; it runs from the first request on.
+    One thread works for all of them, those of a GPU or of the CPU; it runs from the first request on.
     """
 
     def __init__(self, key: Callable[[Agent], _Key], load: Callable[[Agent], Lane]) -> None:
@@ -224,8 +226,8 @@ class Lane:
         if limit < 1:
             ask.answer(Sample("", Usage(0, 0), 0.0, "context_window"))
             return
-        noise = Random(ask.draw.sampling_seed)
-        row = Row(prompt, limit, float(sampling["temperature"]), float(sampling["top_p"]), noise)
+        temperature, top_p = float(sampling["temperature"]), float(sampling["top_p"])
+        row = Row(prompt, limit, temperature, top_p, ask.draw.sampling_seed)
         self.asks[row] = ask
         self._decoder.add(row)
 
@@ -238,31 +240,50 @@ class Lane:
 
         torch.set_num_threads(self._threads)
         try:
-            done = self._decoder.step()
-        except torch.OutOfMemoryError:  # told without it as cause, which holds the memory of the step
-            mend = "lower engine.max_batch or engine.max_batch_tokens, or give engine.residents=1"
-            rows = len(self._decoder.rows)
-            self._fail(
-                Unavailable(f"{self._decoder.device} is out of memory with {rows} draws at once; {mend}")
-            )
+            return self._answer(self._decoder.step())
         except Exception as error:  # whatever it is, all who wait for a row must be told
-            self._fail(error)
-        else:
-            for row in done:
-                ask = self.asks.pop(row)
-                ask.answer(self._result(ask, row))
-            return [len(row.tokens) for row in done]
-        loading.free_memory()
-        return []
+            done = self._answer(self._decoder.collect())
+            if isinstance(error, torch.OutOfMemoryError):
+                self._retreat()
+            else:
+                self._fail(error)
+        loading.free_memory()  # after the error, which holds the memory of the step
+        return done
+
+    def _answer(self, done: Sequence[Row]) -> list[int]:
+        """Hand over rows that are done; returns the tokens of each."""
+        for row in done:
+            ask = self.asks.pop(row)
+            ask.answer(self._result(ask, row))
+        return [len(row.tokens) for row in done]
+
+    def _retreat(self) -> None:
+        """Go on with half as many tokens after a step that memory was too small for; a row alone fails."""
+        rows, device = self._decoder.rows, self._decoder.device
+        if len(rows) == 1:
+            self._fail(
+                Unavailable(
+                    f"{device} is out of memory with one draw alone, of {len(rows[0].prompt)} tokens and "
+                    f"{rows[0].limit} to write; give engine.residents=1, lower ensemble.sampling.max_tokens, "
+                    f"or free memory there"
+                )
+            )
+            return
+        log.warning(
+            "%s: %s is out of memory with %d draws at once, which are begun anew, half as many tokens at a "
+            "time; a lower engine.max_batch_tokens saves the attempts",
+            self.asks[rows[0]].whose,
+            device,
+            len(rows),
+        )
+        self._decoder.retreat()
 
     def _fail(self, error: Exception) -> None:
-        """Tell all but those still waiting: also rows that were done before the fault in this step."""
-        self._decoder.clear()
-        waiting = set(self._decoder.waiting)
-        for row in [row for row in self.asks if row not in waiting]:
+        """Tell those whose rows are in the batch."""
+        for row in self._decoder.clear():
             self.asks.pop(row).answer(error)
 
-    def _result(self, ask: _Ask, row: Row) -> Sample | Permanent:
+    def _result(self, ask: _Ask, row: Row) -> Sample | Exception:
         if row.broken:
             return Permanent(
                 f"{ask.whose}: {ask.agent.model!r} gave no probabilities (NaN or infinite logits) for "
@@ -270,4 +291,7 @@ class Lane:
             )
         usage = Usage(len(row.prompt), len(row.tokens))
         tokens = row.tokens[:-1] if row.tokens[-1] in self._stop else row.tokens
-        return Sample(loading.text_of(self._tokenizer, tokens), usage, row.seconds)
+        try:
+            return Sample(loading.text_of(self._tokenizer, tokens), usage, row.seconds)
+        except Exception as error:  # whatever it is, who asked must be told, and the thread go on
+            return error

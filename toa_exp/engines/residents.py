@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toa_exp.engines.loading import device_of
-from toa_exp.engines.seats import GIB
+from toa_exp.engines.seats import gib
 from toa_exp.engines.sizes import CPU, free_memory, weights_of
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput
@@ -50,18 +50,18 @@ def at_once(models: Sequence[Weights], device: str) -> int:
         log.warning("what the agents take is not known, so that all are loaded at once: %s", error)
         return len(models)
     count = fitting([size for size, _ in sizes], free)
-    each = ", ".join(f"{whose} {size / GIB:.2f}" for size, whose in sizes)
+    each = ", ".join(f"{whose} {gib(size)}" for size, whose in sizes)
     if not count:
         size, whose = max(sizes)
         raise BadInput(
-            f"{whose} does not fit: {size / GIB:.2f} GiB of weights, {free / GIB:.2f} GiB free on {place}. "
+            f"{whose} does not fit: {gib(size)} GiB of weights, {gib(free)} GiB free on {place}. "
             f"Free memory there, give engine.dtype=bfloat16, another engine.device or a smaller model, or "
             f"choose engine=vllm, which quantises a model or spreads it over several GPUs"
         )
     log.log(
         logging.INFO if count == len(models) else logging.WARNING,
-        "%d of %d models at once: %.2f GiB free on %s, of which weights take %.0f %% at most (%s GiB)",
-        count, len(models), free / GIB, place, 100 * ROOM, each,
+        "%d of %d models at once: %s GiB free on %s, of which weights take %.0f %% at most (%s GiB)",
+        count, len(models), gib(free), place, 100 * ROOM, each,
     )  # fmt: skip
     return count
 

@@ -130,3 +130,8 @@ class Plan:
         if idle := [str(gpu.index) for gpu in self.gpus if gpu.index not in taken]:
             said.append(f"GPUs without a model: {', '.join(idle)}; {_IDLE}")
         return "\n".join(said)
+
+
+def gib(size: int) -> str:
+    """Bytes as a number of GiB, to be read: small ones with two digits that are not 0."""
+    return f"{size / GIB:.2f}" if size >= GIB / 10 else f"{size / GIB:.2g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import Any
 
 from toa_exp.aio import Once
@@ -32,10 +32,10 @@ class Transformers:
     model on one of them, else the CPU), "cpu", "cuda" or "cuda:<index>". `dtype` is "auto" (float32 on a
     CPU, the checkpoint's own on CUDA), "float32", "bfloat16" or "float16"; an agent's `options.dtype`
     overrides it. Up to `max_batch` draws of a model are decoded together and hold `max_batch_tokens`
-    tokens at most, padding and what may still be written included. One thread decodes, for several models
-    by turns; see `engines.precedence`. `residents` models of a GPU (or of the CPU) are in memory at once and
-    take turns, "auto" for as many as fit with room for their caches: of a GPU, each with its part of
-    `max_batch_tokens`; see `engines.turns`, also for `patience`. In float32 the text of a draw depends on
+    tokens at most, padding and what may still be written included. One thread a GPU decodes, for several
+    models by turns; see `engines.precedence`. `residents` models of a GPU (or of the CPU) are in memory at
+    once and take turns, "auto" for as many as fit with room for their caches: of a GPU, each with its part
+    of `max_batch_tokens`; see `engines.turns`, also for `patience`. In float32 the text of a draw depends on
     nothing but the draw, in bfloat16 and float16 rounding may let it depend on its batch.
 
     `sample` raises BadInput for a model that cannot be used or does not fit, Unavailable where the device
@@ -63,13 +63,14 @@ class Transformers:
         self._device = device
         self._dtype = dtype
         self._limits = {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens}
-        self._lanes = Lanes(self._key, self._load)
+        self._lanes: dict[int | None, Lanes] = {}  # by GPU, None for all that was not placed
         self._first = {self._key(agent): name for name, agent in reversed(list(agents.items()))}
         self._residents = check_residents(residents)
         self._patience = check_patience(patience)
         self._opened = Once(lambda: asyncio.to_thread(self._open))
         self._turns: dict[str, Turns] = {}
         self._gpus: dict[str, int] = {}
+        self._seat: str | None = None
         self.ground: Ground | None = None
         if device == "auto":
             self.ground = Ground(residents=self._residents)
@@ -81,15 +82,16 @@ class Transformers:
         dtype = agent.options.get("dtype", fields.get("dtype", "auto"))
         return {} if dtype == "auto" else {"dtype": dtype}
 
-    def join(self, ground: Ground) -> None:
+    def join(self, ground: Ground, seat: str | None = None) -> None:
         """Be placed together with what else is on `ground`, where no device is named.
 
         `residents` must be the same for all; in what else is used of the GPUs it follows the others.
+        `seat` is the name of a reward's only model, which stays there, while agents may take turns.
         """
         if self.ground is not None:
-            self.ground = ground
-            whose = f"engine=transformers (agents {', '.join(self.agents)})"
-            ground.add(self.models, whose, residents=self._residents)
+            self.ground, self._seat = ground, seat
+            whose = f"engine=transformers ({seat or 'agents ' + ', '.join(self.agents)})"
+            ground.add(self.models, whose, **({} if seat else {"residents": self._residents}))
 
     def models(self) -> list[Model]:
         """What has to be placed on GPUs, by the first agent of each; nothing where a size is not known."""
@@ -104,14 +106,16 @@ class Transformers:
         await self._opened.get()
         agent = self.agents[draw.request.agent]
         async with self._turn(agent):
-            return await self._lanes.sample(draw, agent)
+            return await self._place(agent).sample(draw, agent)
 
     async def close(self) -> None:
-        """End the thread after the step at work, and free the models."""
+        """End the threads after the step at work, and free the models."""
         await self._opened.end()
-        for turns in set(self._turns.values()):
-            await turns.close()
-        await self._lanes.close()
+        async with AsyncExitStack() as held:
+            for lanes in self._lanes.values():
+                held.push_async_callback(lanes.close)
+            for turns in set(self._turns.values()):
+                held.push_async_callback(turns.close)
 
     def report(self) -> list[str]:
         """What there is to say of time sharing."""
@@ -126,9 +130,10 @@ class Transformers:
                 f"{error}; or engine=vllm, which quantises a model or spreads it over GPUs"
             ) from None
         names = [name for name in self.agents if name in self._first.values()]
-        if plan is not None and plan.seats.keys() >= set(names):
-            self._gpus = {name: plan.seats[name].gpus[0] for name in names}
-            stages = [(stage.names, stage.awake) for stage in plan.stages if set(stage.names) & set(names)]
+        if plan is not None and plan.seats.keys() >= {self._seat or name for name in names}:
+            self._gpus = {name: plan.seats[self._seat or name].gpus[0] for name in names}
+            agents = set() if self._seat else set(names)
+            stages = [(stage.names, stage.awake) for stage in plan.stages if set(stage.names) & agents]
         else:
             stages = [(tuple(names), self._residents or at_once(self._weights(), self._device))]
         self._turns = {}
@@ -149,11 +154,13 @@ class Transformers:
         if size.window is not None:
             tokens = min(tokens, self._limits["max_batch"] * size.window)
         return Model(
-            name,
+            self._seat or name,
             size.weights,
             wish=size.cache * tokens // len(self._first),
             asleep=0,
             quantised=size.quantised,
+            sleeps=self._seat is None,
+            device=None if self._seat is None else f"{self._seat}.engine.device",
         )
 
     def _turn(self, agent: Agent) -> AbstractAsyncContextManager[None]:
@@ -161,19 +168,29 @@ class Transformers:
         return nullcontext() if turns is None else turns.turn(self._first[self._key(agent)])
 
     async def _wake(self, name: str) -> None:
-        await self._lanes.move(self.agents[name], load=True)
+        await self._place(self.agents[name]).move(self.agents[name], load=True)
 
     async def _sleep(self, name: str) -> None:
-        await self._lanes.move(self.agents[name], load=False)
+        await self._place(self.agents[name]).move(self.agents[name], load=False)
 
     def _key(self, agent: Agent) -> tuple[str, ...]:
         """What tells the models apart."""
         return agent.model, str(agent.revision), str(agent.options.get("dtype", self._dtype))
 
+    def _gpu(self, agent: Agent) -> int | None:
+        """The GPU that its model was placed on."""
+        return self._gpus.get(self._first[self._key(agent)])
+
+    def _place(self, agent: Agent) -> Lanes:
+        """The models of the same GPU, and their thread."""
+        gpu = self._gpu(agent)
+        if gpu not in self._lanes:
+            self._lanes[gpu] = Lanes(self._key, self._load)
+        return self._lanes[gpu]
+
     def _load(self, agent: Agent) -> Lane:
         """A model in memory."""
-        key = self._key(agent)
-        gpu = self._gpus.get(self._first[key])
+        key, gpu = self._key(agent), self._gpu(agent)
         if gpu is None or self.ground is None:
             return Lane(agent, self._device, key[2], **self._limits)
         with self.ground.loading([gpu]):

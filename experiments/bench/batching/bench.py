@@ -87,8 +87,9 @@ def decode(model: LlamaForCausalLM, lengths: Sequence[int], max_batch: int) -> T
     decoder = Decoder(model, frozenset(), max_batch=max_batch, max_batch_tokens=2**40)
     rows = []
     for index, length in enumerate(lengths):
-        noise = Random(index)
-        rows.append(Row(noise.choices(range(100), k=noise.randrange(15, 35)), length, 0.8, 1.0, noise))
+        chance = Random(index)
+        prompt = chance.choices(range(100), k=chance.randrange(15, 35))
+        rows.append(Row(prompt, length, 0.8, 1.0, index))
         decoder.add(rows[-1])
     tally = Tally(asked=sum(lengths), written=sum(lengths))
     started = time.process_time()
