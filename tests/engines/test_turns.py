@@ -17,17 +17,20 @@ from toa_exp.methods.toa import toa
 class Room:
     """Models of which `awake` fit; being asked while asleep, or waking where there is no room, fails."""
 
-    def __init__(self, names: str, awake: int = 1, cost: float = 5.0, **settings: float) -> None:
+    def __init__(
+        self, names: str, awake: int = 1, cost: float = 5.0, start: float | None = None, **settings: float
+    ) -> None:
         self.awake: set[str] = set()
         self.under_way: Counter[str] = Counter()
         self.log: list[tuple[float, str, str]] = []
         self.turns = Turns(names, awake, self.wake, self.sleep, **settings)
         self._places = awake
         self._cost = cost
+        self._start = cost if start is None else start
 
     async def wake(self, name: str) -> None:
         assert len(self.awake) < self._places and name not in self.awake
-        await asyncio.sleep(self._cost)
+        await asyncio.sleep(self._cost if name in self.woken else self._start)
         self.awake.add(name)
         self.note("wake", name)
 
@@ -124,6 +127,30 @@ def test_the_longer_queue_is_weighed_against_the_cost_of_the_swap():
     # then come the last second of work, the swap and the work.
     assert many == pytest.approx(5 / 0.95 + 10 + 1, abs=1.1)
     assert half == pytest.approx(5 / 0.5 + 10 + 1, abs=1.1)
+
+
+def test_a_start_is_not_the_price_of_a_swap_once_one_was_woken_again():
+    room = Room("abc", patience=1000.0, cost=2.0, start=90.0)
+
+    async def feed() -> float:
+        for name in "aba":
+            await room.ask(name)
+        over = asyncio.Event()
+
+        async def again_and_again() -> None:
+            while not over.is_set():
+                await room.ask("a")
+
+        feeders = [asyncio.create_task(again_and_again()) for _ in range(5)]
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*(room.ask("b") for _ in range(100)))
+        took = asyncio.get_running_loop().time() - began
+        over.set()
+        await asyncio.gather(*feeders)
+        return took
+
+    assert passing(feed) == pytest.approx(4 / 0.95 + 4 + 1, abs=1.1)
+    assert room.turns.swap_seconds >= 92.0
 
 
 def test_nobody_starves():

@@ -25,7 +25,7 @@ class _Member:
 
     `open` says that it is awake and takes requests; once it is closed those under way are its last.
     `waiting` holds the places of those who wait, and since when. The seconds are those of the last
-    time, None before there was one.
+    time, None before there was one; those of the first time awake, which may be a start, are apart.
     """
 
     name: str
@@ -33,6 +33,7 @@ class _Member:
     open: bool = False
     running: int = 0
     waiting: deque[tuple[asyncio.Future[None], float]] = field(default_factory=deque)
+    start_seconds: float | None = None
     wake_seconds: float | None = None
     sleep_seconds: float | None = None
 
@@ -179,9 +180,10 @@ class Turns:
                 leaving.sleep_seconds = await self._put_to_sleep(leaving)
                 taken = leaving.sleep_seconds
             wanted = self._wanted(leaving)
-            if wanted is not None and await self._get_up(wanted) and leaving is not None:
+            woken = None if wanted is None else await self._get_up(wanted)
+            if woken is not None and leaving is not None:
                 self.swaps += 1
-                self.swap_seconds += taken + (wanted.wake_seconds or 0.0)
+                self.swap_seconds += taken + woken
         finally:
             self._swap = None
         self._review()
@@ -200,21 +202,28 @@ class Turns:
                     place.set_exception(error)
         return _now() - started
 
-    async def _get_up(self, member: _Member) -> bool:
-        """Wake a model and admit those who wait for it, or tell them why it does not."""
+    async def _get_up(self, member: _Member) -> float | None:
+        """Wake a model and admit those who wait for it, or tell them why it does not.
+
+        Returns the seconds that it took, None where it does not.
+        """
         started = _now()
         try:
             await self._wake(member.name)
         except Exception as error:  # whatever it is, those who wait must be told
             for place in self._called(member):
                 place.set_exception(error)
-            return False
-        member.wake_seconds = _now() - started
+            return None
+        seconds = _now() - started
+        if member.start_seconds is None:
+            member.start_seconds = seconds
+        else:
+            member.wake_seconds = seconds
         member.awake = member.open = True
         for place in self._called(member):
             member.running += 1
             place.set_result(None)
-        return True
+        return seconds
 
     @staticmethod
     def _called(member: _Member) -> list[asyncio.Future[None]]:
@@ -241,9 +250,15 @@ class Turns:
         return max(asleep, key=lambda m: len(m.waiting))
 
     def _cost(self, leaving: _Member | None) -> float:
-        """Seconds that a swap takes, as far as one was measured: waking counts as the longest."""
-        waking = max((member.wake_seconds or 0.0 for member in self._members.values()), default=0.0)
-        return waking + ((leaving.sleep_seconds or 0.0) if leaving is not None else 0.0)
+        """Seconds that a swap takes, as far as one was measured: waking counts as the longest.
+
+        Starting counts only until one was woken that had slept, since that may take much less.
+        """
+        members = self._members.values()
+        waking = [member.wake_seconds for member in members if member.wake_seconds is not None]
+        starting = [member.start_seconds for member in members if member.start_seconds is not None]
+        asleep = (leaving.sleep_seconds or 0.0) if leaving is not None else 0.0
+        return max(waking or starting, default=0.0) + asleep
 
 
 def check_residents(residents: str | int) -> int | None:
