@@ -6,19 +6,17 @@ import re
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from fake_vllm import FakeLLM, Params, install
 from tiny_models import causal_model
 
 from toa_exp.core import Problem, Request
 from toa_exp.draws import Draw, Sample, canonical, digest, draw_key
 from toa_exp.engines import vllm_process
-from toa_exp.engines.loading import ONE_AT_A_TIME
+from toa_exp.engines.loading import ENVIRONMENT, ONE_AT_A_TIME
 from toa_exp.engines.seats import GIB, Gpu
 from toa_exp.engines.vllm import Vllm
 from toa_exp.engines.vllm_environment import environment
@@ -28,120 +26,9 @@ from toa_exp.errors import BadInput, Unavailable
 SIZE = 24 * GIB
 
 
-class DeadError(Exception):
-    pass
-
-
-class ClientError(Exception):
-    pass
-
-
-@dataclass
-class FakeArguments:
-    model: str
-    revision: str | None
-    tokenizer_revision: str | None
-    dtype: str
-    quantization: str | None
-    max_model_len: int | None
-    tensor_parallel_size: int
-    max_num_seqs: int
-    enable_prefix_caching: bool
-    trust_remote_code: bool
-    disable_log_stats: bool
-    enable_log_requests: bool
-    enable_sleep_mode: bool = False
-    device_ids: list[int] | None = None
-    gpu_memory_utilization: float = 0.9
-    kv_cache_dtype: str = "auto"
-    enforce_eager: bool = False
-    enable_chunked_prefill: bool | None = None
-    max_num_batched_tokens: int | None = None
-    kv_cache_memory_bytes: int | None = None
-    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
-
-    def create_engine_config(self) -> "FakeArguments":
-        return self
-
-
-class FakeLLM:
-    """Answers with the letter of its model, and keeps what it was told."""
-
-    made: ClassVar[list["FakeLLM"]] = []
-    failing: ClassVar[list[Exception]] = []
-
-    def __init__(self, arguments: FakeArguments) -> None:
-        self.arguments = arguments
-        self.errored = False
-        self.told: list[Any] = []
-        self.seeds: list[int] = []
-        self.output_handler: asyncio.Task[None] | None = None  # passes answers on
-        self.model_config = SimpleNamespace(max_model_len=arguments.max_model_len or 256)
-        self.made.append(self)
-
-    @classmethod
-    def from_vllm_config(cls, arguments: FakeArguments, *, disable_log_stats: bool) -> "FakeLLM":
-        if cls.failing:
-            raise cls.failing.pop()
-        return cls(arguments)
-
-    async def generate(self, prompt: Sequence[int], params: Any, number: str) -> AsyncIterator[Any]:
-        if self.errored:
-            raise DeadError
-        assert "asleep" not in self.told[-1:]
-        if self.output_handler is None:
-            self.output_handler = asyncio.create_task(self._pass_on())
-        await asyncio.sleep(0)
-        self.seeds.append(params.seed)
-        yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[6, 7, 1], finish_reason=params.finish)])
-
-    async def sleep(self, level: int, mode: str) -> None:
-        assert mode == "wait"
-        self.told += [("sleep", level), "asleep"]
-
-    async def wake_up(self, tags: list[str] | None = None) -> None:
-        self.told.append(("wake", tags))
-
-    async def collective_rpc(self, method: str) -> None:
-        self.told.append(method)
-
-    async def _pass_on(self) -> None:
-        await asyncio.Event().wait()
-
-    def shutdown(self, timeout: float) -> None:
-        passing = self.output_handler is not None and not self.output_handler.cancelling()
-        self.told.append("shut down" + " while answers are passed on" * passing)
-
-
-class Params(SimpleNamespace):
-    finish = "stop"
-
-
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
-    modules = {
-        "vllm": {"SamplingParams": Params},
-        "vllm.inputs": {"tokens_input": lambda prompt: prompt},
-        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(FINAL_ONLY=2)},
-        "vllm.engine": {},
-        "vllm.engine.arg_utils": {"AsyncEngineArgs": FakeArguments},
-        "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: True)},
-        "vllm.exceptions": {"VLLMClientError": ClientError},
-        "vllm.v1": {},
-        "vllm.v1.engine": {},
-        "vllm.v1.engine.async_llm": {"AsyncLLM": FakeLLM},
-        "vllm.v1.engine.exceptions": {"EngineDeadError": DeadError},
-    }
-    for name, members in modules.items():
-        module = ModuleType(name)
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(
-        vllm_process, "Guard", lambda: SimpleNamespace(settled=lambda: None, close=lambda: None)
-    )
-    monkeypatch.setattr(FakeLLM, "made", [])
-    monkeypatch.setattr(FakeLLM, "failing", [])
-    return FakeLLM
+    return install(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +95,8 @@ def test_engines_that_start_together_all_find_their_environment(monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_the_environment_does_not_change_while_somebody_loads():
+@pytest.mark.parametrize("held", [ONE_AT_A_TIME, ENVIRONMENT], ids=["loads", "makes tokens"])
+def test_the_environment_does_not_change_while_somebody_reads_it(held):
     entered = threading.Event()
 
     def start():
@@ -216,7 +104,7 @@ def test_the_environment_does_not_change_while_somebody_loads():
             entered.set()
 
     starter = threading.Thread(target=start)
-    with ONE_AT_A_TIME:
+    with held:
         starter.start()
         assert not entered.wait(0.2)
         assert "VLLM_NO_USAGE_STATS" not in os.environ
@@ -251,6 +139,17 @@ def test_on_a_cpu_the_settings_are_those_that_are_safe_there(fake, folder, monke
 def test_settings_that_a_cpu_cannot_keep_are_told(options, message, fake, folder):
     [error] = sample(Vllm(agents(folder, "ash", **options)), draw("ash"))
     assert isinstance(error, BadInput) and re.search(message, str(error)) and not fake.made
+
+
+def test_a_model_that_is_split_on_a_cpu_is_warned_of(fake, folder, caplog):
+    [made] = sample(Vllm(agents(folder, "ash", tensor_parallel_size=2)), draw("ash"))
+    assert made.text == "ab"
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert "agent 'ash': tensor_parallel_size=2, and no GPU is visible" in warned[0]
+    caplog.clear()
+    sample(Vllm(agents(folder, "ash", tensor_parallel_size=2)), draw("ash"), gpus=2)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_seeds_are_those_that_the_openai_engine_sends(fake, folder):

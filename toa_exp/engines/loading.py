@@ -29,6 +29,9 @@ DTYPES = ["auto", "float64", "float32", "bfloat16", "float16"]
 # While it loads, transformers switches off the initialisation of weights for all threads, and two models
 # loaded at once may find tied weights missing. vLLM uses it too.
 ONE_AT_A_TIME = threading.RLock()
+# Held by who makes tokens, whose library reads the environment, and by who changes that: C code that reads a
+# variable while another thread sets one ends the whole process.
+ENVIRONMENT = threading.RLock()
 # Parameters under which threads on a CPU wait for each other longer than they compute.
 _SMALL = 2_000_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -280,8 +283,9 @@ def render(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bo
 
 def token_ids(tokenizer: Any, messages: Sequence[Message], whose: str, *, reply: bool) -> list[int]:
     """The tokens of a chat, as `render` words it; raises BadInput where there are none."""
-    text = render(tokenizer, messages, whose, reply=reply)
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with ENVIRONMENT:
+        text = render(tokenizer, messages, whose, reply=reply)
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
         raise BadInput(f"{whose}: its chat template makes no tokens of the messages; mend the template")
     return ids

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from toa_exp.engines.loading import ONE_AT_A_TIME
+from toa_exp.engines.loading import ENVIRONMENT, ONE_AT_A_TIME
 from toa_exp.engines.orphans import MARK
 from toa_exp.errors import BadInput, missing_extra
 
@@ -63,11 +63,10 @@ def _cores() -> int:
 def environment(cpu: bool, engines: int) -> Iterator[None]:
     """The environment for vLLM's processes, which is as before when the last of them has started.
 
-    It is changed only while nobody loads, imports or makes tokens: C code that reads a variable while
-    another thread sets one ends the whole process.
+    It is changed only while nobody loads, imports or makes tokens, who read it.
     """
     global _starting
-    with ONE_AT_A_TIME:
+    with ONE_AT_A_TIME, ENVIRONMENT:
         if not _starting:
             _before.clear()
             _before.update(os.environ)
@@ -77,7 +76,7 @@ def environment(cpu: bool, engines: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with ONE_AT_A_TIME:
+        with ONE_AT_A_TIME, ENVIRONMENT:
             _starting -= 1
             if not _starting:
                 _restore()

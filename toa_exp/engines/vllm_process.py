@@ -189,7 +189,7 @@ class Process:
         return engine
 
     def _import(self) -> None:
-        with self._surroundings(), loading.ONE_AT_A_TIME:
+        with self._surroundings(), loading.ONE_AT_A_TIME, loading.ENVIRONMENT:  # vLLM sets variables, too
             check_vllm()
 
     @contextlib.contextmanager
@@ -229,7 +229,7 @@ class Process:
                 self._guard.close()
 
     def _make(self, seat: Seat | None) -> Any:
-        with loading.ONE_AT_A_TIME:
+        with loading.ONE_AT_A_TIME, loading.ENVIRONMENT:
             engine, config = self._configured(seat)
         return engine.from_vllm_config(config, disable_log_stats=True)
 

@@ -44,5 +44,4 @@ class Served:
             tokenizer = loading.load_tokenizer(model, revision, whose)
             self.stop = loading.stop_tokens(loading.generation_config(model, revision, whose), tokenizer)
             self._tokenizer = tokenizer
-        with loading.ONE_AT_A_TIME:  # tokenizers read the environment; see vllm_environment.environment
-            return loading.token_ids(self._tokenizer, draw.messages, whose, reply=True)
+        return loading.token_ids(self._tokenizer, draw.messages, whose, reply=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from toa_exp.engines.seats import GIB, Model
 from toa_exp.engines.sizes import Size, UnknownSize, size_of
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, choose
+
+log = logging.getLogger(__name__)
 
 # Numbers that vLLM's SamplingParams take beside our own three; sampling.extra_body may have them, and an
 # endpoint of vLLM takes them from there too.
@@ -228,11 +231,19 @@ class Settings:
         """What they are on a CPU, where `arguments` do not say otherwise.
 
         Without chunked prefill, since a seeded request that is read in chunks ends vLLM's engine
-        there (its generators know no offset), and with a cache that leaves room for other models. Raises
-        BadInput for settings that cannot be kept.
+        there (its generators know no offset), and with a cache that leaves room for other models. Warns of
+        a model that is split, which is meant for GPUs as a rule. Raises BadInput for settings that cannot be
+        kept.
         """
         if self.gpus is not None:
             raise BadInput(f"{whose}: gpus={self.gpus}, and there are none on this machine; leave that out")
+        if self.tensor_parallel_size > 1:
+            log.warning(
+                "%s: tensor_parallel_size=%d, and no GPU is visible: vLLM splits the model over so many "
+                "processes on this CPU; leave that out, or run where the GPUs are",
+                whose,
+                self.tensor_parallel_size,
+            )
         dtype = "float32" if self.dtype == "auto" else self.dtype
         try:
             size = size_of(model, revision, whose, dtype=dtype)
