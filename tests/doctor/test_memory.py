@@ -11,8 +11,9 @@ from toa_exp.app import CONF
 from toa_exp.doctor import memory
 from toa_exp.doctor.findings import Findings
 from toa_exp.engines import gpus, sizes
-from toa_exp.engines.seats import GIB, Gpu
+from toa_exp.engines.seats import GIB, Gpu, Plan
 from toa_exp.ensemble import Agent
+from toa_exp.errors import BadInput
 from toa_exp.job import assemble
 
 SHAPE_OF_8_KIB = {
@@ -67,11 +68,8 @@ def local_vllm(tmp_path: Path, *sizes: float) -> list[str]:
     return ["task=simulated", "engine=vllm", "reward=classifier", f"reward.model={reward}", members]
 
 
-def test_models_for_gpus_are_placed_as_a_run_places_them(doctor, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
-    given = local_vllm(tmp_path, 12, 4)
-    _, lines, _ = doctor(*given)
-    (line,) = [line for line in lines if " memory: " in line]
+def plan_of(given: list[str]) -> Plan:
+    """That of a run."""
     rewritten = [
         "~ensemble.agents",
         *(f"+{text}" if text.startswith("ensemble.") else text for text in given),
@@ -79,8 +77,64 @@ def test_models_for_gpus_are_placed_as_a_run_places_them(doctor, tmp_path, monke
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         job = assemble(hydra.compose("config", rewritten), given)
     plan = job.engine.ground.plan()
+    assert plan is not None and job.ground is job.engine.ground
+    return plan
+
+
+def test_models_for_gpus_are_placed_as_a_run_places_them(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    given = local_vllm(tmp_path, 12, 4)
+    _, lines, _ = doctor(*given)
+    (line,) = [line for line in lines if " memory: " in line]
+    plan = plan_of(given)
     assert set(plan.seats) == {"a0", "a1", "reward"}
     assert line == "OK   memory: " + "; ".join(" ".join(row.split()) for row in plan.table().splitlines())
+
+
+@pytest.mark.parametrize("of_agents", ["vllm", "transformers"])
+@pytest.mark.parametrize("of_judge", ["vllm", "transformers"])
+def test_a_judge_is_placed_with_the_agents_and_takes_no_turns_with_them(
+    of_agents, of_judge, doctor, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    given = [*local_vllm(tmp_path, 9, 8), f"engine={of_agents}", "engine.residents=1", "reward=llm_judge"]
+    given.append(f"engine@reward.engine={of_judge}")
+    _, lines, _ = doctor(*given)
+    (line,) = [line for line in lines if " memory: " in line]
+    plan = plan_of(given)
+    assert set(plan.seats) == {"a0", "a1", "reward"}
+    assert plan.turns("reward") is None and set(plan.turns("a0").names) == {"a0", "a1"}
+    assert sum(plan.seats[name].share for name in ("a0", "reward")) <= 0.9 + 1e-6
+    assert line == "OK   memory: " + "; ".join(" ".join(row.split()) for row in plan.table().splitlines())
+
+
+def test_a_judge_has_gpus_of_its_own_and_what_is_left_for_its_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(n, "a GPU", 24 * GIB, 24 * GIB) for n in (0, 1)])
+    given = [*local_vllm(tmp_path, 9, 8), "engine.gpus=[0]", "reward=llm_judge", "engine@reward.engine=vllm"]
+    apart = plan_of([*given, "reward.engine.gpus=[1]"]).seats
+    assert {name: seat.gpus for name, seat in apart.items()} == {"a0": (0,), "a1": (0,), "reward": (1,)}
+    with pytest.raises(BadInput, match=r"reward is to be on GPUs \[7\], and \[7\] are none of the 2 visible"):
+        plan_of([*given, "++reward.options.gpus=[7]"])
+    by_turns = plan_of([*given, "engine.residents=1"]).seats
+    assert by_turns["reward"].cache > GIB and by_turns["a0"].cache > GIB
+
+
+def test_what_would_make_a_judge_fit_is_said_with_its_own_settings(doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "a GPU", 24 * GIB, 24 * GIB)])
+    given = [*local_vllm(tmp_path, 12), "reward=llm_judge", "engine@reward.engine=vllm"]
+    status, lines, _ = doctor(*given, f"reward.model={weights(tmp_path / 'judge', 14)}")
+    (line,) = [line for line in lines if " memory: " in line]
+    assert status == 1 and " does not fit: " in line and "++reward.options.quantization=fp8" in line
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_without_gpus_a_judge_is_weighed(engine, doctor, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [])
+    monkeypatch.setattr(memory, "free_memory", lambda device: (sizes.CPU, 1000 * GIB))
+    given = ["task=simulated", "ensemble=simulated", "reward=llm_judge", f"engine@reward.engine={engine}"]
+    _, lines, _ = doctor(*given, f"reward.model={weights(tmp_path / 'judge', 3)}")
+    (line,) = [line for line in lines if " memory: " in line]
+    assert "6.00 GiB of weights (reward 6.00)" in line
 
 
 def test_agents_of_one_model_that_is_placed_are_not_weighed_again(doctor, tmp_path, monkeypatch):

@@ -247,8 +247,10 @@ def test_a_reward_on_a_named_device_is_not_placed(tmp_path):
 
 def test_the_reward_of_vllm_is_that_of_the_classifier(tmp_path):
     model = str(classifier_model(tmp_path))
-    usual, ours = Classifier(model=model), VllmClassifier(model=model, dtype="float32", max_length=128)
+    usual, ours = Classifier(model=model), VllmClassifier(model=model, max_length=128)
     assert ours.fingerprint() == usual.fingerprint() and ours.shape == usual.shape
+    coarse = VllmClassifier(model=model, dtype="bfloat16").fingerprint()
+    assert coarse == Classifier(model=model, dtype="bfloat16").fingerprint() != usual.fingerprint()
     assert VllmClassifier(model=model, quantization="fp8").fingerprint() != usual.fingerprint()
     [wanted] = ours.models()
     assert not wanted.sleeps

@@ -187,6 +187,7 @@ def test_the_fingerprint_is_the_content_and_the_label(folder, tmp_path):
     assert Classifier(model=str(moved), max_length=64).fingerprint() == fingerprint
     assert Classifier(model=str(other)).fingerprint() != fingerprint
     assert Classifier(model=str(folder), label=0).fingerprint() != fingerprint
+    assert Classifier(model=str(folder), dtype="float64").fingerprint() != fingerprint
 
 
 def test_the_shape_has_no_output_head(folder):

@@ -208,6 +208,16 @@ def test_log_probabilities_take_an_endpoint(tmp_path: Path):
         )
 
 
+def test_the_number_format_of_a_judge_counts(tmp_path):
+    model = str(causal_model(tmp_path))
+
+    def fingerprint(*overrides: str, **changes: object) -> object:
+        return judge("engine@reward.engine=transformers", *overrides, model=model, **changes).fingerprint()
+
+    exact = fingerprint("reward.engine.dtype=float64")
+    assert exact != fingerprint() and exact == fingerprint(options={"dtype": "float64"})
+
+
 def test_where_the_judge_is_does_not_count_and_what_it_is_asked_does():
     here = judge("reward.engine.base_url=http://localhost:1/v1").fingerprint()
     assert judge("reward.engine.base_url=http://localhost:2/v1").fingerprint() == here

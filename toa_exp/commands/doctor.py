@@ -33,6 +33,7 @@ from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput, ToaError
 from toa_exp.job import check_parts, engine_node, engine_of
 from toa_exp.rewards.base import Reward
+from toa_exp.rewards.judge import Judge
 from toa_exp.rewards.vllm_classifier import VllmClassifier
 from toa_exp.runners.ray import Ray
 from toa_exp.storage import is_url, path_of
@@ -95,7 +96,9 @@ async def _examine(config: DictConfig, findings: Findings) -> None:
 
 def _extras(config: DictConfig, engines: Mapping[str, DictConfig]) -> set[str]:
     """The optional packages that the configuration uses."""
-    parts = [*engines.values(), *members_of(config.reward).values()]
+    rewards = members_of(config.reward).values()
+    judges = [part["engine"] for part in rewards if is_kind(part, Judge)]
+    parts = [*engines.values(), *rewards, *judges]
     vllm = any(is_kind(part, Vllm, VllmClassifier) for part in parts)
     used = {"vllm"} if vllm else set()
     used |= {"ray"} if is_kind(config.runner, Ray) else set()

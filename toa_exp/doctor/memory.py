@@ -12,14 +12,16 @@ from toa_exp.doctor.findings import Findings
 from toa_exp.engines import residents
 from toa_exp.engines.base import Engine
 from toa_exp.engines.residents import Weights
-from toa_exp.engines.seats import GIB, Plan
+from toa_exp.engines.seats import GIB, Plan, gib
 from toa_exp.engines.sizes import free_memory
 from toa_exp.engines.transformers import Transformers
 from toa_exp.engines.turns import check_residents
+from toa_exp.engines.vllm import Vllm
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput
 from toa_exp.job import share_gpus
 from toa_exp.rewards.base import Reward
+from toa_exp.rewards.judge import Judge
 from toa_exp.rewards.model import ModelReward
 from toa_exp.rewards.vllm_classifier import VllmClassifier
 
@@ -52,15 +54,14 @@ class Load:
     @classmethod
     def of_reward(cls, reward: Mapping[str, Any]) -> list[Load]:
         """Those of a reward that runs a model in this process, or of the members of one."""
-        return [
-            cls(
-                Weights(seat, str(part["model"]), part.get("revision"), str(part.get("dtype", "auto"))),
-                str(part.get("device", "auto")),
-                seat=seat,
-            )
-            for seat, part in members_of(reward).items()
-            if is_kind(part, ModelReward, VllmClassifier) and part.get("model")
-        ]
+        loads = []
+        for seat, part in members_of(reward).items():
+            runs = part.get("engine", {}) if is_kind(part, Judge) else part  # what says where and how
+            if is_kind(runs, ModelReward, VllmClassifier, Transformers, Vllm) and part.get("model"):
+                dtype, device = str(runs.get("dtype", "auto")), str(runs.get("device", "auto"))
+                what = Weights(seat, str(part["model"]), part.get("revision"), dtype)
+                loads.append(cls(what, device, seat=seat))
+        return loads
 
 
 def members_of(reward: Any, seat: str = "reward") -> dict[str, Mapping[str, Any]]:
@@ -100,8 +101,8 @@ def _weigh(findings: Findings, device: str, sizes: Sequence[tuple[Load, int]]) -
         total += sum(weights[:awake])
         if awake < len(weights):
             turns += f"; {awake} of {len(weights)} agents at a time"
-    each = ", ".join(f"{one.what.whose} {size / GIB:.2f}" for one, size in sizes)
-    said = f"{total / GIB:.2f} GiB of weights ({each}{turns}), {free / GIB:.1f} GiB free on {place}"
+    each = ", ".join(f"{one.what.whose} {gib(size)}" for one, size in sizes)
+    said = f"{gib(total)} GiB of weights ({each}{turns}), {free / GIB:.1f} GiB free on {place}"
     if total > free:
         findings.fail(
             "memory",

@@ -96,7 +96,7 @@ class Ground:
                 gpus_of_all, utilization, residents = self._agreed()
                 if chosen := _chosen(there, gpus_of_all):
                     wanted = [list(models()) for models in self._wanted]
-                    models = [model for of_one in wanted for model in of_one]
+                    models, chosen = _own([model for of_one in wanted for model in of_one], chosen, there)
                     made = plan(models, chosen, utilization=utilization, residents=residents)
                     if _mixed(made, wanted):  # a smaller cache than wished for is better
                         models = [replace(model, wish=0) for model in models]
@@ -143,7 +143,8 @@ class Ground:
                 each = " and ".join(f"{'auto' if v is None else v} for {whose}" for whose, v in given.items())
                 raise BadInput(
                     f"engines on the same GPUs must agree in {name}, which is {each}; give all of them the "
-                    f"same: engine.{name}=<value> engines.<name>.{name}=<value>"
+                    f"same: engine.{name}=<value> engines.<name>.{name}=<value> (of a judge "
+                    f"reward.engine.{name}=<value>)"
                 )
 
     def _agreed(self) -> tuple[str | Sequence[int], float, int | None]:
@@ -168,6 +169,23 @@ def _chosen(gpus: Sequence[Gpu], wanted: str | Sequence[int]) -> list[Gpu]:
             f"indices start at 0 and count what CUDA_VISIBLE_DEVICES leaves"
         )
     return [gpu for gpu in gpus if gpu.index in wanted]
+
+
+def _own(models: list[Model], chosen: list[Gpu], gpus: Sequence[Gpu]) -> tuple[list[Model], list[Gpu]]:
+    """The models, and the GPUs that were chosen for all and those that some have for themselves."""
+    named = {index for model in models for index in model.only or ()}
+    for model in models:
+        if missing := sorted(set(model.only or ()).difference(range(len(gpus)))):
+            raise BadInput(
+                f"{model.name} is to be on GPUs {list(model.only or ())}, and {missing} are none of the "
+                f"{len(gpus)} visible ones; indices start at 0 and count what CUDA_VISIBLE_DEVICES leaves"
+            )
+    more = [gpu for gpu in gpus if gpu.index in named and gpu not in chosen]
+    if not more:
+        return models, chosen
+    common = tuple(gpu.index for gpu in chosen)
+    placed = [model if model.only is not None else replace(model, only=common) for model in models]
+    return placed, [gpu for gpu in gpus if gpu in chosen or gpu in more]
 
 
 def _check_stages(made: Plan, wanted: Sequence[Sequence[Model]]) -> None:

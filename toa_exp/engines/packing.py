@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -94,19 +95,32 @@ def _shared_out(
 def _by_turns(
     models: Sequence[Model], gpus: Sequence[Gpu], room: Mapping[int, int], residents: int | None
 ) -> Plan:
-    """Those that sleep take turns on the GPUs they are dealt out to; the others stay."""
+    """Those that sleep take turns on the GPUs they are dealt out to; the others stay.
+
+    What is left of a GPU is for the caches of those that are awake and of those that stay, as much for each.
+    """
     staying = [model for model in models if not model.sleeps]
     places, left = _seat(staying, gpus, room, spread=False)
-    seats = _shared_out(staying, gpus, places, {gpu.index: 0 for gpu in gpus})
+    claimants = Counter(gpu.index for model in staying if _claim(model) for gpu in places[model.name])
+    spare = {gpu.index: left[gpu.index] // max(1, claimants[gpu.index]) for gpu in gpus}
     sleepers = [model for model in models if model.sleeps]
     dealt = _dealt(sleepers, gpus, left)
+    seats: dict[str, Seat] = {}
     stages = []
     for names in _connected(dealt):
         members = [model for model in sleepers if model.name in names]
-        stage, seated = _stage(members, dealt, left, residents)
-        seats |= seated
+        stage, here = _stage(members, dealt, left, residents, claimants)
+        spare |= here
+        seats |= {model.name: _with_spare(model, dealt[model.name], spare) for model in members}
         stages += [stage] if stage.awake < len(members) else []
+    seats |= {model.name: _with_spare(model, places[model.name], spare) for model in staying}
     return Plan(gpus, {model.name: seats[model.name] for model in models}, stages)
+
+
+def _with_spare(model: Model, places: Sequence[Gpu], spare: Mapping[int, int]) -> Seat:
+    """A seat with what is to spare for each cache of a GPU."""
+    claims = bool(_claim(model))
+    return _seated(model, {gpu: model.need(gpu) + claims * spare[gpu.index] for gpu in places})
 
 
 def _dealt(
@@ -141,8 +155,12 @@ def _stage(
     places: Mapping[str, Sequence[Gpu]],
     left: Mapping[int, int],
     residents: int | None,
-) -> tuple[Stage, dict[str, Seat]]:
-    """As many awake as fit whichever they are, or as many as asked for."""
+    claimants: Mapping[int, int],
+) -> tuple[Stage, dict[int, int]]:
+    """As many awake as fit whichever they are, or as many as asked for; and what each cache is to have.
+
+    `claimants` are, by GPU, those that stay there and have a cache as well.
+    """
     wanted = [min(residents, len(members))] if residents is not None else range(len(members), 0, -1)
     gpus = {gpu.index: gpu for model in members for gpu in places[model.name]}
     for awake in wanted:
@@ -153,19 +171,9 @@ def _stage(
             needs = sorted(model.need(gpu) + (model.wish if wished else 0) for model in here)
             asleep = max(0, len(needs) - awake) * max(model.asleep for model in here)
             count = min(awake, len(needs))
-            spare[index] = (left[index] - asleep - sum(needs[-awake:])) // count
+            spare[index] = (left[index] - asleep - sum(needs[-awake:])) // (count + claimants[index])
         if min(spare.values()) >= 0:
-            seats = {
-                model.name: _seated(
-                    model,
-                    {
-                        gpu: model.need(gpu) + (spare[gpu.index] if _claim(model) else 0)
-                        for gpu in places[model.name]
-                    },
-                )
-                for model in members
-            }
-            return Stage(tuple(model.name for model in members), awake), seats
+            return Stage(tuple(model.name for model in members), awake), spare
     raise NoRoom(max(members, key=lambda model: model.weights))
 
 

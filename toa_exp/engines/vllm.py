@@ -104,18 +104,38 @@ class Vllm:
         """What has a say in an agent's samples, where the engine has these fields of its YAML."""
         return _settings(agent, Settings.shared(fields)).deciding()
 
-    def join(self, ground: Ground) -> None:
-        """Be planned together with what else is on `ground`, whose terms must be the same."""
-        self.ground = ground
-        ground.add(self.models, f"engine=vllm (agents {', '.join(self.agents)})", **self._terms)
+    def join(self, ground: Ground, seat: str | None = None) -> None:
+        """Be planned together with what else is on `ground`, whose terms must be the same.
+
+        `seat` is the name of a reward's only model, which stays there, while agents may take turns: it
+        has its own `gpus`, and uses of each what the others do where nothing else is asked for.
+        """
+        self.ground, self._seat = ground, seat
+        if seat is None:
+            ground.add(self.models, f"engine=vllm (agents {', '.join(self.agents)})", **self._terms)
+            return
+        utilization = self._terms["gpu_memory_utilization"]
+        asked = {} if utilization == Ground().terms[1] else {"gpu_memory_utilization": utilization}
+        ground.add(self.models, f"engine=vllm ({seat})", **asked)
 
     def models(self) -> list[Model]:
         """What has to be placed: every model, under the name of the first agent that uses it."""
-        return [
+        models = [
             self._settings[name].model(
                 name, agent.model, agent.revision, f"agent {name!r}", agents=self._sharing(name)
             )
             for name, agent in self._first().items()
+        ]
+        if self._seat is None:
+            return models
+        settings = (("++" + self._seat.split(".")[0], *self._seat.split(".")[1:], "options"),)
+        gpus: Any = self._terms["gpus"]
+        only = None if gpus == "auto" else tuple(gpus)
+        return [
+            replace(
+                model, name=self._seat, sleeps=False, settings=settings, only=model.only or only, places=0
+            )
+            for model in models
         ]
 
     async def sample(self, draw: Draw) -> Sample:
@@ -171,7 +191,8 @@ class Vllm:
         plan = self.ground.plan()
         first = self._first()
         if plan is not None:
-            stages = [(stage.names, stage.awake) for stage in plan.stages if set(stage.names) & set(first)]
+            agents = set() if self._seat else set(first)
+            stages = [(stage.names, stage.awake) for stage in plan.stages if set(stage.names) & agents]
             self._check_sleepers(plan, stages)
         elif self._residents is not None and self._residents < len(first):
             stages = [(tuple(first), self._residents)]
@@ -184,7 +205,7 @@ class Vllm:
             )
         for name, agent in first.items():
             recipe = self._recipe(agent, sleeps=name in turns)
-            seat = None if plan is None else plan.seats[name]
+            seat = None if plan is None else plan.seats[self._seat or name]
             self._served[name] = Served(agent, Process(recipe, self.ground, seat))
         if plan is None and not turns:
             places = {name: self._settings[name].max_num_seqs for name in first}

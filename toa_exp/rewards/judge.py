@@ -14,6 +14,7 @@ from toa_exp.core import Problem, Request
 from toa_exp.cost import Architecture
 from toa_exp.draws import Draw, Message, Sample, Score, canonical, digest, draw_key
 from toa_exp.engines.base import Engine
+from toa_exp.engines.gpus import Ground
 from toa_exp.ensemble import Agent
 from toa_exp.errors import BadInput, Permanent
 from toa_exp.rewards.base import Range
@@ -32,7 +33,8 @@ class Judge:
     `pattern`; with `expected`, which needs an endpoint with log-probabilities, it is the mean over the
     probabilities of all scores at the token that first gives one (Liu et al. 2023, G-Eval), and scores
     are digits. A reply without a score on the scale is asked for anew, `attempts` times in all, and then
-    a Permanent error: it never becomes a score. FLOPs are counted from `architecture`, as an agent's.
+    a Permanent error: it never becomes a score. FLOPs are counted from `architecture`, as an agent's, and
+    `options` are those of the engine for this model, as an agent's too.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Judge:
         attempts: int = 3,
         revision: str | None = None,
         architecture: Mapping[str, Any] | str | None = None,
+        options: Mapping[str, Any] | None = None,
         task: object = None,
     ) -> None:
         if attempts < 1:
@@ -71,19 +74,29 @@ class Judge:
         sampling = {**sampling, "extra_body": {**extra, **asked}}
         if not sampling["extra_body"]:
             del sampling["extra_body"]
-        self._agent = Agent("judge", model, revision, sampling, architecture=architecture)
-        self._agent.check_sampling()
+        make: Any = engine  # a partial, as a YAML with _partial_ gives it
+        agent = Agent("judge", model, revision, sampling, architecture=architecture, options=options or {})
+        agent.check_sampling()
+        deciding = getattr(make.func, "deciding", None)
+        self._agent = agent if deciding is None else replace(agent, deciding=deciding(agent, make.keywords))
         self.range: Range | None = bounds
         self.shape: Architecture | None = self._agent.shape()
         settings = {"messages": list(messages), "scale": list(scale), "expected": expected}
         self._fingerprint = {**settings, **({} if expected else {"pattern": pattern})}
-        make: Any = engine  # a partial, as a YAML with _partial_ gives it
         if expected and not hasattr(make.func, "answer"):
             raise BadInput(
                 "reward.expected=true needs the log-probabilities of an endpoint; choose "
                 "engine@reward.engine=openai, or reward.expected=false"
             )
         self._engine: Any = call(make.func, make.keywords, "reward.engine", agents={"judge": self._agent})
+        self.ground: Ground | None = None
+        self.join(Ground())  # which is the agents' where these are placed too
+
+    def join(self, ground: Ground, seat: str = "reward") -> None:
+        """Be placed together with the agents, under the name `seat`, where the model is run here."""
+        if getattr(self._engine, "ground", None) is not None:
+            self.ground = ground
+            self._engine.join(ground, seat)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """The model and its sampling, what it is asked and how its reply is read."""

@@ -81,11 +81,12 @@ class Source:
             raise BadInput(f"reward: {error} (reward.architecture)") from error
 
     def fingerprint(self) -> dict[str, Any]:
-        """The content of the folder, or hub id and revision."""
+        """The content of the folder, or hub id and revision; the number format where one is asked for."""
         folder = Path(self.model).expanduser()
+        of_format = {} if self.dtype == "auto" else {"dtype": self.dtype}
         if folder.is_dir():
-            return {"model": folder_digest(folder)}
-        return {"model": self.model, "revision": self.revision}
+            return {"model": folder_digest(folder), **of_format}
+        return {"model": self.model, "revision": self.revision, **of_format}
 
 
 class Reader(Protocol):
@@ -149,7 +150,8 @@ class ModelReward:
             self._loaded = self._open()
         reader, device, window, known = self._loaded
         started = time.perf_counter()
-        chats = [reader.encode(prompt, text) for prompt, text in pairs]
+        with loading.ENVIRONMENT:
+            chats = [reader.encode(prompt, text) for prompt, text in pairs]
         for chat in chats:
             checkpoints.check_tokens(chat.ids, known, self._source.model, "reward")
         fitting = [chat for chat in chats if len(chat.ids) <= window]

@@ -90,10 +90,10 @@ class VllmClassifier:
         return [self._settings.model(self._seat, source.model, source.revision, _NAME)]
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """That of the classifier; and the quantisation, where there is one of vLLM's."""
+        """That of the classifier; and what else decides, such as a quantisation of vLLM's."""
         settings = {"label": self._label, "system": self._system}
         given = {name: value for name, value in settings.items() if value is not None}
-        made = {k: v for k, v in self._settings.deciding().items() if k not in ("dtype", "max_model_len")}
+        made = {k: v for k, v in self._settings.deciding().items() if k != "max_model_len"}
         return {"reward": "classifier", **self._source.fingerprint(), **given, **made}
 
     async def score(self, problem: Problem, text: str) -> Score:

@@ -26,6 +26,7 @@ from toa_exp.errors import BadInput, choose, missing_extra
 from toa_exp.job import engine_node
 from toa_exp.rewards.base import Reward
 from toa_exp.rewards.http import HTTP
+from toa_exp.rewards.judge import Judge
 from toa_exp.rewards.simulator import SimulatedReward
 from toa_exp.rewards.verifier import Verifier
 from toa_exp.serving import vllm
@@ -238,12 +239,18 @@ def _reward_server(node: DictConfig, seats: Mapping[str, Seat], place: Place, po
         if name not in seats:
             continue
         seat, seen = seats[name], [gpus.index(gpu) for gpu in seats[name].gpus]
-        if "gpu_memory_utilization" in part:  # it plans for itself, of the GPUs that it sees
-            part |= {"gpus": seen if len(gpus) > len(seen) else None, "gpu_memory_utilization": seat.share}
-        elif "devices" in part:
-            part |= {"devices": seen[:1]}
-        elif "device" in part:
-            part |= {"device": f"cuda:{seen[0]}"}
+        runs = part["engine"] if is_kind(part, Judge) else part
+        if "gpu_memory_utilization" in runs:  # it plans for itself, of the GPUs that it sees
+            own = {"gpus": seen if len(gpus) > len(seen) else None, "gpu_memory_utilization": seat.share}
+            if runs is part:
+                part |= own
+            else:
+                part["options"] = {**(part.get("options") or {}), **own}
+                runs["gpus"] = "auto"
+        elif "devices" in runs:
+            runs |= {"devices": seen[:1]}
+        elif "device" in runs:
+            runs |= {"device": f"cuda:{seen[0]}"}
     server = _worker("reward server", {"reward": fields}, place, port, place.folder / "reward.log")
     return replace(server, environment=vllm.on_gpus(gpus), gpus=tuple(gpus)) if gpus else server
 
