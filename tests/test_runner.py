@@ -222,6 +222,23 @@ def test_a_slow_problem_holds_nobody_up_and_the_order_is_kept(tmp_path):
     assert [line["problem"] for line in lines(text)] == [f"p{i}" for i in range(6) for _ in range(2)]
 
 
+def test_so_many_are_begun_while_one_before_them_is_slow_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("toa_exp.runner._AHEAD", 5)
+    begun: set[str] = set()
+    held: list[int] = []
+
+    class FirstIsSlow(ToyEngine):
+        async def sample(self, draw):
+            begun.add(draw.problem.id)
+            if draw.problem.id == "p0" and not held:
+                await asyncio.sleep(0.2)
+                held.append(len(begun))
+            return await super().sample(draw)
+
+    run(tmp_path, random, engine=FirstIsSlow(), problems=20, concurrency=2)
+    assert 5 <= held[0] <= 8 and len(begun) == 20
+
+
 def test_open_problems_are_bounded(tmp_path):
     class Counting(ToyEngine):
         most = 0

@@ -8,8 +8,6 @@ from typing import Any, Generic, TypeVar
 
 from toa_exp.errors import Unavailable
 
-_AHEAD = 4  # times `at_once`: how far results may run ahead of one that is slow
-
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
@@ -69,12 +67,15 @@ async def in_order(
     work: Callable[[Item], Awaitable[Value]],
     done: Callable[[Item, Value], None],
     at_once: int,
+    *,
+    ahead: int,
 ) -> None:
     """Call `done` with each item and what `work` makes of it, in the order of the items.
 
-    `at_once` items are at work at the same time. The first error ends it all.
+    `at_once` items are at work at the same time. Some `ahead` further ones are begun while one before them is
+    not done; what is made of them waits in memory. The first error ends it all.
     """
-    queue: asyncio.Queue[tuple[Item, asyncio.Task[Value]] | None] = asyncio.Queue(at_once * _AHEAD)
+    queue: asyncio.Queue[tuple[Item, asyncio.Task[Value]] | None] = asyncio.Queue(max(ahead, at_once))
     slots = asyncio.Semaphore(at_once)
 
     async def run(item: Item) -> Value:

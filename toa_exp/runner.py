@@ -22,6 +22,8 @@ from toa_exp.trajectory import Player, Step
 
 log = logging.getLogger(__name__)
 
+_AHEAD = 2048  # problems that are begun while one before them is slow
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -69,8 +71,8 @@ Result = list[Outcome] | Unavailable
 class Runner:
     """Runs a method on all problems of a task.
 
-    Up to `concurrency` problems are open; each waits for its own samples only. Memory grows with
-    the open problems, not with the task.
+    Up to `concurrency` problems are open; each waits for its own samples only. Memory grows with the open
+    problems, and those that are done before one that is not, not with the task.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Runner:
 
     async def solve(self, problems: Iterable[Problem], done: Callable[[Problem, Result], None]) -> None:
         """Call `done` with what came of each problem, in the order given."""
-        await in_order(problems, self._result, done, self._concurrency)
+        await in_order(problems, self._result, done, self._concurrency, ahead=_AHEAD)
 
     async def _result(self, problem: Problem) -> Result:
         try:

@@ -31,7 +31,6 @@ def run(parts: int, options: argparse.Namespace) -> Path:
         f"task.parts={parts}",
         f"task.problems={options.problems}",
         f"task.seed={TASK_SEED}",
-        "concurrency=256",
         f"results={options.results}/lab_crossing",
         "tracking.mode=disabled",
         f"seed={','.join(map(str, options.seeds))}",
