@@ -168,7 +168,7 @@ def test_a_shard_that_kills_every_worker_is_given_up(monkeypatch):
     monkeypatch.setattr(cluster, "_shard_task", lambda share: Method(crash))
     part = cluster._Part([Problem("p", "?"), Problem("q", "?")], 0)
     spread = Spread(Place(), None)
-    shard = asyncio.run(spread._solve(None, Actors({}, [], 1.0), part))
+    shard = asyncio.run(spread._solve(None, Actors({}, [], 1.0), None, part))
     assert len(tries) == 3 and shard.counts.samples == 0
     assert [type(result) for result in shard.results] == [Unavailable, Unavailable]
     assert "3 workers were lost" in str(shard.results[0])

@@ -1,6 +1,7 @@
 """Runs on a Ray cluster: the same bytes as on one machine, whatever dies on the way."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -103,6 +104,36 @@ def test_an_actor_and_a_node_may_die(cluster, request, tmp_path, kind):
     assert {stored for *_, stored in drawn(killed)} == {"0"}  # nothing that was stored was drawn again
     assert "s3cret" not in err + (killed / RESULTS / "config.yaml").read_text()
     assert cli("store", "verify", f"store.path={where}", cwd=killed).returncode == 0
+
+
+# A run whose log says every second how things stand.
+IMPATIENT = """
+import runpy, sys
+from toa_exp import progress
+progress._LINE = 1.0
+runpy.run_module("toa_exp", run_name="__main__")
+"""
+
+
+def test_what_a_shard_has_done_is_seen_before_it_ends(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    (tmp_path / "slow_agents.py").write_text(SLOW_AGENTS)
+    (tmp_path / "impatient.py").write_text(IMPATIENT)
+    command = [
+        *RUN, "engine._target_=slow_agents.Slow", "+engine.where=${store.path}",
+        "store.path=" + str(tmp_path / "store.sqlite"), "runner=ray", "runner.workers=1",
+        "runner.agent.replicas=0",
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    result = subprocess.run(
+        [sys.executable, "impatient.py", *command],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    said = (tmp_path / RESULTS / "run.log").read_text()
+    under_way = [int(found) for found in re.findall(r" 0 of 60 problems done; (\d+) samples", said)]
+    assert under_way == sorted(under_way) and 0 < under_way[-1] <= 60 * (6 + 12)
+    assert f"done: Counts(samples={60 * (6 + 12)}, " in said
 
 
 ENSEMBLE = [

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +28,13 @@ from toa_exp.runners.placement import Share, check
 from toa_exp.runners.ray import Ray
 from toa_exp.runners.settings import Settings
 from toa_exp.runners.shard import Shard, run_shard
+from toa_exp.runners.tally import watching
 from toa_exp.sampler import Counts
 from toa_exp.storage import is_url, open_store
 
 log = logging.getLogger(__name__)
 
+_AHEAD = 4  # shards of each worker that are begun while one before them is slow
 _REQUESTS = 100_000  # that an actor takes at once; engines bound their batches themselves
 _WORD = 30.0  # seconds after which it is said again what Ray has not placed
 
@@ -54,21 +55,26 @@ class Spread:
             settings = Settings.of(job)
 
             def done(part: _Part, shard: Shard) -> None:
-                counts.add(shard.counts)
                 for problem, result in zip(part.problems, shard.results, strict=True):
                     write(file, observer, problem, result)
 
-            async with self._actors(settings) as actors:
+            async with self._actors(settings) as actors, watching(counts) as watched:
                 await placed([("a worker (runner.num_cpus)", _room(place.worker))])
-                work = partial(self._solve, ray.put(settings), actors)
-                size = shard_size(job.problems, place.workers, place.shard)
-                await in_order(_parts(job.task.problems(), size), work, done, place.workers)
+                told = ray.put(settings)
 
-    async def _solve(self, settings: Any, actors: Actors, part: _Part) -> Shard:
+                async def solve(part: _Part) -> Shard:
+                    shard = await self._solve(told, actors, watched.tally, part)
+                    watched.finish(part.number, shard.counts)
+                    return shard
+
+                parts = _parts(job.task.problems(), shard_size(job.problems, place.workers, place.shard))
+                await in_order(parts, solve, done, place.workers, ahead=_AHEAD * place.workers)
+
+    async def _solve(self, settings: Any, actors: Actors, tally: Any, part: _Part) -> Shard:
         """What came of a shard, by as many workers as it takes."""
         for attempt in range(self._place.retries + 1):
             try:
-                shard: Shard = await _shard_task(self._place.worker).remote(settings, actors, *part)
+                shard: Shard = await _shard_task(self._place.worker).remote(settings, actors, tally, *part)
                 return shard
             except RayTaskError as error:
                 raise unwrapped(error) from None

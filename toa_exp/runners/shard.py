@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from toa_exp.core import Problem, Reply, Request
 from toa_exp.errors import Unavailable
@@ -13,6 +14,7 @@ from toa_exp.runner import Result
 from toa_exp.runners.actors import Actors, Remote
 from toa_exp.runners.local import opened
 from toa_exp.runners.settings import Settings
+from toa_exp.runners.tally import telling
 from toa_exp.sampler import Counts
 from toa_exp.trajectory import Step
 
@@ -25,15 +27,19 @@ class Shard:
     counts: Counts = field(default_factory=Counts)
 
 
-def run_shard(settings: Settings, actors: Actors, problems: Sequence[Problem], number: int) -> Shard:
-    """Run the method on some problems of a job; `number` tells shards apart."""
-    return asyncio.run(_run(settings, actors, problems, number))
+def run_shard(
+    settings: Settings, actors: Actors, tally: Any, problems: Sequence[Problem], number: int
+) -> Shard:
+    """Run the method on some problems of a job; `number` tells shards apart, `tally` how this one stands."""
+    return asyncio.run(_run(settings, actors, tally, problems, number))
 
 
-async def _run(settings: Settings, actors: Actors, problems: Sequence[Problem], number: int) -> Shard:
+async def _run(
+    settings: Settings, actors: Actors, tally: Any, problems: Sequence[Problem], number: int
+) -> Shard:
     job = assemble(settings.enter(), settings.overrides, Remote(actors, number))
     shard = Shard()
-    async with opened(job, shard.counts, patient=True) as runner:
+    async with opened(job, shard.counts, patient=True) as runner, telling(tally, number, shard.counts):
         await runner.solve(problems, lambda _, result: shard.results.append(_light(result)))
     return shard
 
