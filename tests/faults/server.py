@@ -8,6 +8,7 @@ answered well is written to the file `record`, one line each.
 import asyncio
 import hashlib
 import json
+import re
 import sys
 from itertools import count
 from pathlib import Path
@@ -27,9 +28,11 @@ FAULTS = {
     "nan": Answer(b'{"score": NaN}'),
     "window": refusal("This model's maximum context length is 64 tokens. However, your prompt is longer"),
 }
+FAULTS["narrow"] = FAULTS["window"]  # of half of the prompts that have drafts in them
 
 
-ONLY = {"nan": "/score", "empty": "/v1/chat/completions", "window": "/v1/chat/completions"}
+CHAT = "/v1/chat/completions"
+ONLY = {"nan": "/score", "empty": CHAT, "window": CHAT, "narrow": CHAT}
 
 
 def answer(asked: Asked) -> Answer:
@@ -42,6 +45,13 @@ def answer(asked: Asked) -> Answer:
 
 def chance(*parts: object) -> float:
     return int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8], 16) / 2**32
+
+
+def fits(asked: Asked) -> bool:
+    """Whether a narrow window holds a prompt, which the prompt alone decides."""
+    messages = asked.body["messages"]
+    drafts = any(re.search(r"Answer: \d", message["content"]) for message in messages)
+    return not drafts or chance(*messages) < 0.5
 
 
 def identity(asked: Asked) -> str:
@@ -58,6 +68,7 @@ async def main() -> None:
 
         def respond(asked: Asked) -> Answer:
             other = ONLY.get(fault, asked.path) != asked.path
+            other = other or (fault == "narrow" and fits(asked))
             if not other and int(first) <= next(numbers) <= int(last):
                 return FAULTS[fault]
             file.write(identity(asked) + "\n")

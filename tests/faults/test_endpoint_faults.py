@@ -113,6 +113,29 @@ def test_a_server_that_is_killed_and_stays_away(undisturbed, tmp_path):
         server.kill()
 
 
+def test_refinements_over_the_window_end_no_run_and_stay_so_when_it_resumes(undisturbed, tmp_path):
+    questions, *_ = undisturbed
+    with service(tmp_path, "narrow", 0, NEVER) as server:
+        result = toa(tmp_path / "whole", *arguments(questions, server.url))
+        assert result.returncode == 0, result.stderr
+        whole = trajectories(tmp_path / "whole")
+        steps = [step for record in whole for step in record["samples"]]
+        failed = [step for step in steps if step["failure"] == "context_window"]
+        assert failed and all(step["parents"] for step in failed) and len(failed) < len(steps) / 2
+        server.forget()
+        process = begin(tmp_path / "run", *arguments(questions, server.url))
+        until(lambda: server.answered.total() > 20)
+        process.kill()
+        process.communicate()
+        kept = stored(tmp_path / "run")
+        assert 0 < len(kept[0]) < len(steps)
+        result = toa(tmp_path / "run", *arguments(questions, server.url))
+        assert result.returncode == 0, result.stderr
+        assert trajectories(tmp_path / "run") == whole
+        draws, scores = stored(tmp_path / "run")
+        assert kept[0] <= draws and kept[1] <= scores
+
+
 def test_a_prompt_over_the_window_is_stored_as_such_and_not_asked_again(undisturbed, tmp_path):
     questions, *_ = undisturbed
     with service(tmp_path, "window", 0, NEVER) as server:
