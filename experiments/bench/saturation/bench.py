@@ -216,8 +216,7 @@ def rows(options: argparse.Namespace, engine: str, url: str, folder: Path) -> No
                     least = times_of(options).ideal([draw.sampling_seed >> 32 for draw in draws])
                     row["at_once_of_ideal"] = round(least / took["at once"][0], 3)
                     if options.others:
-                        rate = len(draws) / took["at once"][0]
-                        row |= others(config, url, cell, options.samples, rate)
+                        row |= others(config, url, method, draws, took["at once"][0])
                 print(json.dumps(row), flush=True)
                 found.append(row)
             if rounds > 1:
@@ -232,12 +231,16 @@ def ratio(took: Mapping[str, tuple[float, float]], clock: int) -> float:
     return round(took["at once"][clock] / took["search"][clock], 3)
 
 
-def others(config: DictConfig, url: str, cell: Cell, samples: int, rate: float) -> dict[str, float]:
-    """The rates of other schemes over that of all requests at once."""
-    found = {"thread_a_question": thread_a_question(config, url, cell.problems, samples, cell.method)}
-    if cell.method == "toa":
-        found["treequest_in_threads"] = treequest_in_threads(url, cell.problems, samples)
-    return {name: round(cell.problems * samples / seconds / rate, 3) for name, seconds in found.items()}
+def others(config: DictConfig, url: str, method: str, draws: list[Draw], at_once: float) -> dict[str, float]:
+    """What other schemes reach of the rate of all requests at once, with requests that take as long."""
+    by_problem: dict[str, list[int]] = {}
+    for draw in draws:
+        by_problem.setdefault(draw.problem.id, []).append(draw.sampling_seed >> 32)
+    seeds = list(by_problem.values())
+    found = {"thread_a_question": thread_a_question(config, url, seeds)}
+    if method == "toa":
+        found["treequest_in_threads"] = treequest_in_threads(url, seeds)
+    return {name: round(at_once / seconds, 3) for name, seconds in found.items()}
 
 
 def times_of(options: argparse.Namespace) -> Times:

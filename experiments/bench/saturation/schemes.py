@@ -1,4 +1,7 @@
-"""Other ways to run the same searches on the same server, a thread a question."""
+"""Other ways to run the same searches on the same server, a thread a question.
+
+`seeds` are, by the number of a problem, those of its requests in order, which decide how long each takes.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,17 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from omegaconf import DictConfig
 
 from toa_exp.build import build_function
 from toa_exp.core import Problem, Reply, Usage
-from toa_exp.draws import digest, encode
 
 AGENTS = ["ash", "elm", "oak", "fir"]
 TAU = 0.1
+Seeds = Sequence[Sequence[int]]
 
 
 def reward_of(text: str) -> float:
@@ -51,49 +54,44 @@ def blocking(url: str) -> Callable[[str, int], str]:
     return ask
 
 
-def thread_a_question(config: DictConfig, url: str, problems: int, samples: int, method: str) -> float:
+def thread_a_question(config: DictConfig, url: str, seeds: Seeds) -> float:
     """The same search, a thread a question: every thread waits for each of its samples in turn."""
     make, ask = build_function(config.method, "method"), blocking(url)
 
     def work(number: int) -> None:
         problem = Problem(f"q{number}", "?")
-        running = make(problem, tuple(AGENTS), samples, Random(number))
-        asked = 0
+        running = make(problem, tuple(AGENTS), len(seeds[number]), Random(number))
+        asked = list(reversed(seeds[number]))
         replies: list[Reply] | None = None
         try:
             while True:
                 requests = next(running) if replies is None else running.send(replies)
                 replies = []
                 for request in requests:
-                    text = ask(f"{number}", seed_of(number, asked))
-                    asked += 1
+                    text = ask(f"{number}", asked.pop())
                     replies.append(Reply(request, text, reward_of(text), Usage(9, 9)))
         except StopIteration:
-            pass
+            assert not asked, "the search asked for less"
 
-    return threads(problems, work)
+    return threads(len(seeds), work)
 
 
-def treequest_in_threads(url: str, problems: int, samples: int) -> float:
+def treequest_in_threads(url: str, seeds: Seeds) -> float:
     """TreeQuest's StandardMCTS, a thread a question."""
     from treequest import StandardMCTS
 
     ask = blocking(url)
 
     def work(number: int) -> None:
-        asked = iter(range(samples))
+        asked = iter(seeds[number])
 
         def generate(draft: str | None) -> tuple[str, float]:
-            text = ask(f"{number}", seed_of(number, next(asked)))
+            text = ask(f"{number}", next(asked))
             return text, 1.0 / (1.0 + math.exp(-reward_of(text) / TAU))
 
         algorithm: StandardMCTS[str] = StandardMCTS()
         state = algorithm.init_tree()
-        for _ in range(samples):
+        for _ in seeds[number]:
             state = algorithm.step(state, dict.fromkeys(AGENTS, generate), inplace=True)
 
-    return threads(problems, work)
-
-
-def seed_of(number: int, asked: int) -> int:
-    return int.from_bytes(digest(encode(f"{number}/{asked}"))[:4], "little") >> 1
+    return threads(len(seeds), work)
