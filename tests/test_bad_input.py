@@ -145,3 +145,33 @@ def test_a_value_that_cannot_be_is_named(base, groups, keys, tmp_path, monkeypat
 def test_an_engine_that_is_none_is_told_with_the_override_that_adds_it(given, message):
     with pytest.raises(BadInput, match=message):
         assemble(compose(*LOCAL, "+ensemble.agents.ash.engine=here", *given), [])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([*HERE, "engines.here.max_batch=0"], r"^engines\.here\.max_batch=0 must be"),
+        (
+            [*HERE[:3], "+engine@engines.here=openai", HERE[-1]],
+            r"agent 'ash' has no endpoint; give engines\.here\.base_url=",
+        ),
+        ([*MEMBER, "reward.members.one.max_batch=0"], r"^reward\.members\.one\.max_batch=0 must be"),
+        (
+            [*SIMULATED, "reward=llm_judge", f"reward.model={MATH}/ada"],
+            r"the judge has no endpoint; give reward\.engine\.base_url=.* or its own with reward\.options\.",
+        ),
+        (
+            [*SIMULATED, "reward=llm_judge", f"reward.model={MATH}/ada", "engine@reward.engine=transformers",
+             "reward.engine.max_batch=0"],
+            r"^reward\.engine\.max_batch=0 must be",
+        ),
+        (
+            [*SIMULATED, "reward=llm_judge", f"reward.model={MATH}/ada", "engine@reward.engine=transformers",
+             "+reward.options.gpus=[0]"],
+            r"unknown option of the judge with engine@reward\.engine=transformers: 'gpus'",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_are_named_where_they_are(given, message):
+    with pytest.raises(BadInput, match=message):
+        assemble(compose(*given), [])

@@ -155,6 +155,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(questions, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "go on with: toa-exp run task=jsonl" in errors and "Traceback" not in errors
+    (log,) = tmp_path.rglob("run.log")
+    assert log.read_text().rstrip().endswith("stopped")
     ok(cli("store", "verify", cwd=tmp_path))
 
 

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from toa_exp import labels
 from toa_exp.cli import CONF, unread
+from toa_exp.ensemble import FIELDS as AGENT_FIELDS
 from toa_exp.errors import BadInput, ToaError, Unread, choose, missing_extra
 from toa_exp.redact import split_password
 from toa_exp.runners.launchers import check_launcher, check_store, enter_folder
@@ -68,6 +69,9 @@ def launch(task: Callable[[DictConfig], None], config: str, arguments: list[str]
                 # an interpolation that the choices made leave without a value, or a refusal by our resolvers
                 said = str(error).partition("\n")[0]
                 raise BadInput(said.removeprefix(_RESOLVING)) from error
+        except KeyboardInterrupt:
+            _note("stopped")
+            raise
         except Exception as error:  # said at once: the other jobs of a sweep still run
             if isinstance(error, BrokenPipeError) and unread():
                 raise Unread from error  # Hydra says nothing of it, and there is nobody to say anything to
@@ -107,11 +111,11 @@ def _check_plugin(missing: str) -> None:
 def _report(error: Exception, command: str) -> int:
     """Say on standard error and in the log what ended a job; returns its exit status."""
     if isinstance(error, ToaError):
-        _note(error)
+        _note(f"failed: {error}")
         print(f"toa-exp {command}: {error}", file=sys.stderr)
         return error.exit_status
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        _note(error)
+        _note(f"failed: {error}")
         print(
             f"toa-exp {command}: {error}. Check that the folder is yours to write to and the disk has space, "
             f"or give another folder; then run the same command again",
@@ -122,9 +126,9 @@ def _report(error: Exception, command: str) -> int:
     return 1
 
 
-def _note(error: Exception) -> None:
+def _note(ended: str) -> None:
     """Write what ended a job to its log file alone, since the terminal is told in words of its own."""
-    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "failed: %s", (error,), None)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (ended,), None)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
@@ -266,6 +270,9 @@ def _allowed(
     if not isinstance(node, DictConfig):
         return text
     parent = ".".join(parents)
+    of_agent = re.fullmatch(r"ensemble\.agents\.[^.]+", parent) and name in AGENT_FIELDS
+    if of_agent or name in node or (not node and parent != "engines"):
+        return f"{parent}.{name} has no such field so far; what is added has a plus before it: +{key}=<value>"
     what = f"field of {parent}:" if parent else "group or key"
     return str(choose(what, name, [str(k) for k in node if not str(k).startswith("_") or k == "_target_"]))
 

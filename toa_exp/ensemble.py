@@ -18,7 +18,7 @@ from toa_exp.digests import file_digest
 from toa_exp.errors import BadInput, choose
 from toa_exp.mends import damaged
 
-_FIELDS = ["model", "revision", "sampling", "price", "architecture", "engine", "options", "made"]
+FIELDS = ["model", "revision", "sampling", "price", "architecture", "engine", "options", "made"]
 _SAMPLING = ["temperature", "top_p", "max_tokens"]
 _EXTRA = "extra_body"
 
@@ -82,6 +82,11 @@ class Agent:
         except BadInput as error:
             raise BadInput(f"{whose}: {error} (ensemble.agents.{self.name}.architecture)") from error
 
+    @property
+    def place(self) -> str:
+        """Where its engine is in the configuration."""
+        return f"engines.{self.engine}" if self.engine else "engine"
+
     def check_sampling(self) -> None:
         """Raise BadInput for sampling parameters that no model can be sampled with."""
         values = self.sampling
@@ -115,8 +120,8 @@ def _agent(name: str, fields: Mapping[str, Any], shared: Mapping[str, Any]) -> A
     if not isinstance(fields, Mapping) or not fields.get("model"):
         raise BadInput(f"agent {name!r} has no model; give ensemble.agents.{name}.model=<folder or hub id>")
     for key in fields:
-        if key not in _FIELDS:
-            raise choose(f"field of agent {name!r}:", key, _FIELDS)
+        if key not in FIELDS:
+            raise choose(f"field of agent {name!r}:", key, FIELDS)
     for key in ("sampling", "options"):
         if not isinstance(fields.get(key) or {}, Mapping):
             raise BadInput(

@@ -1,5 +1,9 @@
 """The exceptions of this package; each message says what to do next."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ToaError(Exception):
     """Root of all errors that a user can mend; a command ends with `exit_status`."""
@@ -44,6 +48,23 @@ class Permanent(Unavailable):
 
 class Unread(BaseException):
     """Nobody reads standard output any more. It is no error, and ends all as KeyboardInterrupt does."""
+
+
+@contextmanager
+def told_at(part: str, place: str) -> Iterator[None]:
+    """Tell errors about the settings of a `part`, an engine or a reward, by the `place` that it has in a run.
+
+    What they name as engine.dtype or engine=vllm is engines.far.dtype and engine@engines.far=vllm, say.
+    """
+    try:
+        yield
+    except ToaError as error:
+        text = str(error)
+        if place != part and f"{place}." not in text:
+            text = re.sub(rf"(?<![\w.@+]){part}\.(?=\w)", f"{place}.", text)
+            text = re.sub(rf"(?<![\w.@+]){part}=(?=\w)", f"{part}@{place}=", text)
+            error.args = (text,)
+        raise
 
 
 def missing_extra(package: str, extra: str) -> BadInput:

@@ -21,7 +21,7 @@ from toa_exp.engines.gpus import Ground
 from toa_exp.engines.mixed import Mixed
 from toa_exp.engines.replay import Replay
 from toa_exp.ensemble import Agent, agents_of
-from toa_exp.errors import BadInput
+from toa_exp.errors import BadInput, told_at
 from toa_exp.rewards.base import Reward
 from toa_exp.rewards.warmup import WarmUp, check_tau, warm_up_of
 from toa_exp.runner import Runner
@@ -237,10 +237,11 @@ def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
     for name, agent in agents.items():
         nodes[agent.engine] = engine_node(config, agent)
         groups.setdefault(agent.engine, {})[name] = agent
-    engines: list[Engine] = [
-        build(nodes[name], f"engines.{name}" if name else "engine", agents=members)
-        for name, members in groups.items()
-    ]
+    engines: list[Engine] = []
+    for own, members in groups.items():
+        place = f"engines.{own}" if own else "engine"
+        with told_at("engine", place):
+            engines.append(build(nodes[own], place, agents=members))
     return engines[0] if len(engines) == 1 else Mixed(agents, engines)
 
 

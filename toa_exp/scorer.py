@@ -10,7 +10,7 @@ from typing import Any
 from toa_exp.aio import gather_all
 from toa_exp.core import Problem
 from toa_exp.draws import Score, ScoreKey, score_key
-from toa_exp.errors import Permanent
+from toa_exp.errors import Permanent, told_at
 from toa_exp.patience import Patience, SingleFlight
 from toa_exp.rewards.base import Reward
 from toa_exp.storage import Storage
@@ -85,9 +85,10 @@ class Scorer:
 
     async def _combined(self, problem: Problem, text: str) -> Score:
         await self._reward.calibrate(self._members)
-        scores = await gather_all([self._one(member, problem, text) for member in self._members.values()])
+        scores = await gather_all([self._one(name, problem, text) for name in self._members])
         made: Score = self._reward.combine(dict(zip(self._members, scores, strict=True)))
         return made
 
-    async def _one(self, member: Scorer, problem: Problem, text: str) -> Score:
-        return await member(problem, text)
+    async def _one(self, name: str, problem: Problem, text: str) -> Score:
+        with told_at("reward", f"reward.members.{name}"):
+            return await self._members[name](problem, text)

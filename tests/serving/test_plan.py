@@ -194,41 +194,13 @@ def test_the_reward_has_its_place_beside_vllms_servers(tmp_path, vllm, monkeypat
     assert 12 / 24 < spec["gpu_memory_utilization"] <= 0.9 and spec["gpus"] is None
 
 
-@pytest.mark.parametrize(
-    ("engine", "placed"),
-    [("vllm", {"gpus": "auto", "gpu_memory_utilization": 0.9}), ("transformers", {"device": "cuda:0"})],
-)
-def test_a_judge_has_its_place_beside_vllms_servers(engine, placed, tmp_path, vllm, monkeypatch):
-    monkeypatch.setattr(placing, "visible_gpus", gpus(24, 24))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    wanted = ["~ensemble.agents", f"+ensemble.agents={{ash:{{model:{folder(tmp_path / 'ash', 12)}}}}}"]
-    wanted += ["engine=vllm", "reward=llm_judge", f"engine@reward.engine={engine}"]
-    ash, judge = made(tmp_path / "s", *wanted, f"reward.model={folder(tmp_path / 'judge', 12)}").servers
-    assert {ash.gpus, judge.gpus} == {(0,), (1,)}
-    assert judge.environment == {"CUDA_VISIBLE_DEVICES": str(judge.gpus[0])}
-    spec = json.loads(Path(judge.command[-1]).read_text())["reward"]
-    assert spec["engine"].items() >= placed.items()
-    assert engine != "vllm" or 12 / 24 < spec["options"]["gpu_memory_utilization"] <= 0.9
-
-
-def test_judges_of_an_ensemble_are_placed_by_their_server_as_by_the_plan(tmp_path, vllm, monkeypatch):
-    monkeypatch.setattr(placing, "visible_gpus", gpus(24, 80))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    wanted = ["~ensemble.agents", f"+ensemble.agents={{ash:{{model:{folder(tmp_path / 'ash', 12)}}}}}"]
-    wanted += ["engine=vllm", "engine.gpu_memory_utilization=0.8", "reward=ensemble"]
-    for name, size in {"one": 30, "two": 8}.items():
-        model = folder(tmp_path / name, size)
-        wanted += [f"+reward@reward.members.{name}=llm_judge", f"reward.members.{name}.model={model}"]
-        wanted += [f"engine@reward.members.{name}.engine=vllm"]
-    _, judges = made(tmp_path / "s", *wanted).servers
-    spec = OmegaConf.create(json.loads(Path(judges.command[-1]).read_text())["reward"])
-    reward = build(spec, "reward", task=None)
-    seen = [gpu for index, gpu in enumerate(gpus(24, 80)()) if index in judges.gpus]
-    there = [replace(gpu, index=index) for index, gpu in enumerate(seen)]
-    seats = reward.ground.plan(lambda: there).seats
-    for name in ("one", "two"):
-        seat = seats[f"reward.members.{name}"]
-        assert seat.share == pytest.approx(spec.members[name].options.gpu_memory_utilization)
+def test_a_judge_stays_in_the_run(tmp_path):
+    judge = ["reward=llm_judge", "reward.model=critic", "reward.engine.base_url=http://localhost:9/v1"]
+    result = made(tmp_path, *LAB, *judge)
+    assert len(result.servers) == 1 and result.reward is None
+    members = ["reward=ensemble", "+reward@reward.members.one=llm_judge", "reward.members.one.model=critic"]
+    with pytest.raises(BadInput, match=r"reward\.members\.one is a judge, which reads more"):
+        made(tmp_path, *LAB, *members)
 
 
 def test_auto_takes_the_engines_server_and_else_vllm_where_there_is_one(tmp_path, vllm):

@@ -42,7 +42,9 @@ def _serve(config: DictConfig, folders: list[str]) -> None:
     check_parts(config)
     agents = agents_of(plain(config.ensemble))
     if config.startup <= 0 or config.restarts < 0:
-        raise BadInput("startup is seconds above 0, restarts 0 or more")
+        raise BadInput(
+            f"startup={config.startup} and restarts={config.restarts}: give seconds above 0, and 0 or more"
+        )
     place = Place(str(config.host), config.port, Path(config.folder))
     logging.getLogger("toa_exp").setLevel(logging.INFO)
     for handler in logging.getLogger().handlers:

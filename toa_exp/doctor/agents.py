@@ -18,7 +18,7 @@ from toa_exp.engines.base import Engine
 from toa_exp.engines.client import Client, Manner, Target
 from toa_exp.engines.connection import Connection, connection_of, key_of, url_setting
 from toa_exp.ensemble import Agent, model_config
-from toa_exp.errors import ToaError
+from toa_exp.errors import ToaError, told_at
 
 _TOKENS = 16  # of the tiny answer
 _SECONDS = 20.0  # for an endpoint to say that it is there
@@ -36,8 +36,9 @@ async def check_endpoints(findings: Findings, agent: Agent, engine: DictConfig) 
     """Key, and every URL of an agent with engine=openai; False where no sample can be asked for."""
     whose = f"agent {agent.name!r}"
     try:
-        connection = connection_of(agent, engine)
-        key = key_of(connection.key_env, whose)
+        with told_at("engine", agent.place):
+            connection = connection_of(agent, engine)
+            key = key_of(connection.key_env, whose)
     except ToaError as error:
         findings.fail(whose, str(error))
         return False
@@ -132,7 +133,7 @@ async def check_answer(
     whose = f"agent {agent.name!r}"
     limit = min(_TOKENS, int(agent.sampling["max_tokens"]))
     tiny = replace(agent, sampling={**agent.sampling, "max_tokens": limit})
-    with findings.checking(whose):
+    with findings.checking(whose), told_at("engine", agent.place):
         made: Engine = build(engine, "engine", agents={agent.name: tiny})
         try:
             sample = await made.sample(_draw(agent.name, messages, problem))

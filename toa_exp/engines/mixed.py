@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from toa_exp.draws import Draw, Sample
 from toa_exp.engines.base import Engine, report
 from toa_exp.ensemble import Agent
+from toa_exp.errors import told_at
 
 
 class Mixed:
@@ -23,7 +24,9 @@ class Mixed:
 
     async def sample(self, draw: Draw) -> Sample:
         """The sample of a draw; raises what the agent's engine raises."""
-        return await self._by_agent[draw.request.agent].sample(draw)
+        agent = draw.request.agent
+        with told_at("engine", self.agents[agent].place):
+            return await self._by_agent[agent].sample(draw)
 
     def report(self) -> list[str]:
         """What the engines have to say of how they ran."""

@@ -37,7 +37,10 @@ class Replay:
         """Raises Permanent, with what is missing."""
         request = draw.request
         made = f"ensemble.agents.{request.agent}.made={{dtype: ..., quantization: ...}}"
-        hint = f". Did its engine have settings that decide samples? Give them here: +{made}"
+        hint = (
+            f". Was it never drawn? Run the same with the agent's own engine first. Did that have settings "
+            f"that decide samples? Give them here: +{made}"
+        )
         raise Permanent(
             f"the store has no draw {draw.key.hex()}: problem {draw.problem.id!r}, agent "
             f"{request.agent!r}, {request.template}, occurrence {draw.occurrence}, seed {draw.seed}"

@@ -19,7 +19,7 @@ from toa_exp.core import Problem
 from toa_exp.cost import Architecture
 from toa_exp.draws import Score, canonical, digest, encode
 from toa_exp.engines.gpus import Ground
-from toa_exp.errors import BadInput, choose
+from toa_exp.errors import BadInput, choose, told_at
 from toa_exp.rewards.base import Range, Reward
 from toa_exp.rewards.warmup import Pair, pairs
 from toa_exp.tasks.base import Task
@@ -54,10 +54,11 @@ class Ensemble:
             raise choose("reward.rule", rule, RULES)
         if not members:
             raise BadInput("reward.members is empty; add some: +reward@reward.members.<name>=<choice>")
-        self.members: dict[str, Reward] = {
-            name: build(OmegaConf.create(dict(node)), f"reward.members.{name}", task=task)
-            for name, node in sorted(members.items())
-        }
+        self.members: dict[str, Reward] = {}
+        for name, node in sorted(members.items()):
+            with told_at("reward", f"reward.members.{name}"):
+                member = build(OmegaConf.create(dict(node)), f"reward.members.{name}", task=task)
+            self.members[name] = member
         self.warms_up = all(getattr(member, "warms_up", True) for member in self.members.values())
         self.ground: Ground | None = None
         if sum(hasattr(member, "join") for member in self.members.values()) > 1:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +17,19 @@ from toa_exp.draws import Draw, Message, Sample, Score, canonical, digest, draw_
 from toa_exp.engines.base import Engine
 from toa_exp.engines.gpus import Ground
 from toa_exp.ensemble import Agent
-from toa_exp.errors import BadInput, Permanent
+from toa_exp.errors import BadInput, Permanent, ToaError, told_at
 from toa_exp.rewards.base import Range
 from toa_exp.tasks.base import Prompts
 
 _TOP = 20  # tokens whose log-probabilities are asked for: as many as endpoints give
+# What the engine calls the judge and its settings, and what they are.
+_OURS = {
+    "ensemble.agents.judge.": "reward.",
+    "agent 'judge': options.": "reward.options.",
+    "agent 'judge'": "the judge",
+    "with options.": "with reward.options.",
+    "ensemble.sampling.": "reward.sampling.",
+}
 _MASS = 0.5  # of the probability must be on scores, else the judge was about to say something else
 
 
@@ -88,7 +97,8 @@ class Judge:
                 "reward.expected=true needs the log-probabilities of an endpoint; choose "
                 "engine@reward.engine=openai, or reward.expected=false"
             )
-        self._engine: Any = call(make.func, make.keywords, "reward.engine", agents={"judge": self._agent})
+        with _told():
+            self._engine: Any = call(make.func, make.keywords, "reward.engine", agents={"judge": self._agent})
         self.ground: Ground | None = None
         self.join(Ground())  # which is the agents' where these are placed too
 
@@ -134,10 +144,11 @@ class Judge:
         agent, asked = digest(canonical(self._agent.fingerprint())), digest(canonical(messages))
         key = draw_key(problem.id, agent, asked, attempt, 0)
         draw = Draw(key, problem, Request("judge"), messages, agent, asked, attempt, 0)
-        if self._expected:
-            sample, content = await self._engine.answer(draw)
-            return sample, content
-        return await self._engine.sample(draw), b""
+        with _told():
+            if self._expected:
+                sample, content = await self._engine.answer(draw)
+                return sample, content
+            return await self._engine.sample(draw), b""
 
     def _number(self, text: str) -> float | None:
         """The last number that the pattern finds, None where there is none or it is off the scale."""
@@ -179,6 +190,20 @@ class Judge:
 
     def _on_scale(self, value: float) -> bool:
         return self.range is not None and self.range.low <= value <= self.range.high
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell errors of the engine by where the judge has it, and what they say of an agent of the judge."""
+    with told_at("engine", "reward.engine"):
+        try:
+            yield
+        except ToaError as error:
+            text = str(error)
+            for theirs, ours in _OURS.items():
+                text = text.replace(theirs, ours)
+            error.args = (text,)
+            raise
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

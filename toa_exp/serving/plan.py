@@ -36,7 +36,7 @@ from toa_exp.serving.vllm import settings_of
 
 SERVERS = ["auto", "transformers", "vllm"]
 _ENGINES = {"transformers": Transformers, "vllm": Vllm}
-_IN_RUN = (Verifier, SimulatedReward, HTTP)
+_IN_RUN = (Verifier, SimulatedReward, HTTP, Judge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,12 @@ def plan(config: DictConfig, agents: Mapping[str, Agent], place: Place) -> Plan:
     """
     if config.server not in SERVERS:
         raise choose("server", config.server, SERVERS)
+    for name, part in (config.reward.get("members") or {}).items():
+        if is_kind(part, Judge):
+            raise BadInput(
+                f"reward.members.{name} is a judge, which reads more of a problem than a server is sent; "
+                f"serve without a reward (reward=verifier), and give the ensemble to the run itself"
+            )
     groups = _groups(config, agents)
     reward: Reward | None = None
     if not is_kind(config.reward, *_IN_RUN):
@@ -239,18 +245,12 @@ def _reward_server(node: DictConfig, seats: Mapping[str, Seat], place: Place, po
         if name not in seats:
             continue
         seat, seen = seats[name], [gpus.index(gpu) for gpu in seats[name].gpus]
-        runs = part["engine"] if is_kind(part, Judge) else part
-        if "gpu_memory_utilization" in runs:  # it plans for itself, of the GPUs that it sees
-            own = {"gpus": seen if len(gpus) > len(seen) else None, "gpu_memory_utilization": seat.share}
-            if runs is part:
-                part |= own
-            else:
-                part["options"] = {**(part.get("options") or {}), **own}
-                runs["gpus"] = "auto"
-        elif "devices" in runs:
-            runs |= {"devices": seen[:1]}
-        elif "device" in runs:
-            runs |= {"device": f"cuda:{seen[0]}"}
+        if "gpu_memory_utilization" in part:  # it plans for itself, of the GPUs that it sees
+            part |= {"gpus": seen if len(gpus) > len(seen) else None, "gpu_memory_utilization": seat.share}
+        elif "devices" in part:
+            part |= {"devices": seen[:1]}
+        elif "device" in part:
+            part |= {"device": f"cuda:{seen[0]}"}
     server = _worker("reward server", {"reward": fields}, place, port, place.folder / "reward.log")
     return replace(server, environment=vllm.on_gpus(gpus), gpus=tuple(gpus)) if gpus else server
 
