@@ -139,6 +139,7 @@ def test_what_states_no_answer_is_no_ballot():
     assert ballots("", "I do not know", "no idea", "Answer: 7", " ") == [None, None, None, "7", None]
 
 
+@pytest.mark.slow
 def test_a_hostile_answer_does_not_stop_a_vote():
     hostile = r"9^{9^{9^{9^{9}}}}!"
     found = ballots(f"\\boxed{{{hostile}}}", "{" * 100_000, "7", r"\boxed{\frac{14}{2}}", timeout=2.0)

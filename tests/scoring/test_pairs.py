@@ -69,6 +69,7 @@ def test_decisions_of_math_verify_are_those_recorded(shared):
     assert {name for name, right in wrong.items() if not right} == set(known["false_positive"])
 
 
+@pytest.mark.slow
 def test_hostile_answers_stop_nothing():
     pytest.importorskip("math_verify")
     from toa_exp.metrics.math import MathVerify

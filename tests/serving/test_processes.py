@@ -144,6 +144,7 @@ def test_of_those_on_the_same_gpus_one_loads_at_a_time(tmp_path):
     assert not loading and len(gpus) == len(on)
 
 
+@pytest.mark.slow
 def test_one_that_is_silent_is_started_again(tmp_path, monkeypatch):
     async def work(ready: asyncio.Event) -> None:
         await ready.wait()
