@@ -272,7 +272,7 @@ def _allowed(
     parent = ".".join(parents)
     of_agent = re.fullmatch(r"ensemble\.agents\.[^.]+", parent) and name in AGENT_FIELDS
     if of_agent or name in node or (not node and parent != "engines"):
-        return f"{parent}.{name} has no such field so far; what is added has a plus before it: +{key}=<value>"
+        return f"{key} is not there so far; what is added has a plus before it: +{key}=<value>"
     what = f"field of {parent}:" if parent else "group or key"
     return str(choose(what, name, [str(k) for k in node if not str(k).startswith("_") or k == "_target_"]))
 

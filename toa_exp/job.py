@@ -239,7 +239,7 @@ def engine_of(config: DictConfig, agents: Mapping[str, Agent]) -> Engine:
         groups.setdefault(agent.engine, {})[name] = agent
     engines: list[Engine] = []
     for own, members in groups.items():
-        place = f"engines.{own}" if own else "engine"
+        place = next(iter(members.values())).place
         with told_at("engine", place):
             engines.append(build(nodes[own], place, agents=members))
     return engines[0] if len(engines) == 1 else Mixed(agents, engines)

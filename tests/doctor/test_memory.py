@@ -135,6 +135,8 @@ def test_without_gpus_a_judge_is_weighed(engine, doctor, tmp_path, monkeypatch):
     _, lines, _ = doctor(*given, f"reward.model={weights(tmp_path / 'judge', 3)}")
     (line,) = [line for line in lines if " memory: " in line]
     assert "6.00 GiB of weights (reward 6.00)" in line
+    _, lines, _ = doctor(*given, f"reward.model={tmp_path / 'judge'}", "+reward.options.dtype=bfloat16")
+    assert any("3.00 GiB of weights (reward 3.00)" in line for line in lines)
 
 
 def test_agents_of_one_model_that_is_placed_are_not_weighed_again(doctor, tmp_path, monkeypatch):

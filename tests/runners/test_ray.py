@@ -120,7 +120,7 @@ def test_what_a_shard_has_done_is_seen_before_it_ends(tmp_path):
     (tmp_path / "slow_agents.py").write_text(SLOW_AGENTS)
     (tmp_path / "impatient.py").write_text(IMPATIENT)
     command = [
-        *RUN, "task.problems=20", "engine._target_=slow_agents.Slow", "+engine.where=${store.path}",
+        *RUN, "task.problems=40", "engine._target_=slow_agents.Slow", "+engine.where=${store.path}",
         "store.path=" + str(tmp_path / "store.sqlite"), "runner=ray", "runner.workers=1",
         "runner.agent.replicas=0",
     ]  # fmt: skip
@@ -131,9 +131,9 @@ def test_what_a_shard_has_done_is_seen_before_it_ends(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     said = (tmp_path / RESULTS / "run.log").read_text()
-    under_way = [int(found) for found in re.findall(r" 0 of 20 problems done; (\d+) samples", said)]
-    assert under_way == sorted(under_way) and 0 < under_way[-1] <= 20 * (6 + 12)
-    assert f"done: Counts(samples={20 * (6 + 12)}, " in said
+    under_way = [int(found) for found in re.findall(r" 0 of 40 problems done; (\d+) samples", said)]
+    assert under_way == sorted(under_way) and 0 < under_way[-1] <= 40 * (6 + 12)
+    assert f"done: Counts(samples={40 * (6 + 12)}, " in said
 
 
 ENSEMBLE = [

@@ -21,7 +21,7 @@ from toa_exp.core import Problem
 from toa_exp.doctor.agents import check_answer, check_endpoints, check_flops, check_template
 from toa_exp.doctor.findings import Findings
 from toa_exp.doctor.machine import check_gpus, check_versions
-from toa_exp.doctor.memory import Load, check_memory, check_plan, members_of
+from toa_exp.doctor.memory import Load, check_memory, check_plan, members_of, what_runs
 from toa_exp.doctor.store import check_store
 from toa_exp.draws import Message
 from toa_exp.engines.base import Engine
@@ -33,7 +33,6 @@ from toa_exp.ensemble import Agent, agents_of
 from toa_exp.errors import BadInput, ToaError
 from toa_exp.job import check_parts, engine_node, engine_of
 from toa_exp.rewards.base import Reward
-from toa_exp.rewards.judge import Judge
 from toa_exp.rewards.vllm_classifier import VllmClassifier
 from toa_exp.runners.ray import Ray
 from toa_exp.storage import is_url, path_of
@@ -96,9 +95,7 @@ async def _examine(config: DictConfig, findings: Findings) -> None:
 
 def _extras(config: DictConfig, engines: Mapping[str, DictConfig]) -> set[str]:
     """The optional packages that the configuration uses."""
-    rewards = members_of(config.reward).values()
-    judges = [part["engine"] for part in rewards if is_kind(part, Judge)]
-    parts = [*engines.values(), *rewards, *judges]
+    parts = [*engines.values(), *map(what_runs, members_of(config.reward).values())]
     vllm = any(is_kind(part, Vllm, VllmClassifier) for part in parts)
     used = {"vllm"} if vllm else set()
     used |= {"ray"} if is_kind(config.runner, Ray) else set()

@@ -56,12 +56,18 @@ class Load:
         """Those of a reward that runs a model in this process, or of the members of one."""
         loads = []
         for seat, part in members_of(reward).items():
-            runs = part.get("engine", {}) if is_kind(part, Judge) else part  # what says where and how
+            runs = what_runs(part)
             if is_kind(runs, ModelReward, VllmClassifier, Transformers, Vllm) and part.get("model"):
-                dtype, device = str(runs.get("dtype", "auto")), str(runs.get("device", "auto"))
+                own = part.get("options") or {}  # of a judge's model
+                dtype = str(own.get("dtype", runs.get("dtype", "auto")))
                 what = Weights(seat, str(part["model"]), part.get("revision"), dtype)
-                loads.append(cls(what, device, seat=seat))
+                loads.append(cls(what, str(runs.get("device", "auto")), seat=seat))
         return loads
+
+
+def what_runs(reward: Mapping[str, Any]) -> Any:
+    """What says where and how a reward's model runs: a judge's engine, else the reward."""
+    return reward.get("engine") if is_kind(reward, Judge) else reward
 
 
 def members_of(reward: Any, seat: str = "reward") -> dict[str, Mapping[str, Any]]:

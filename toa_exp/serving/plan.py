@@ -205,8 +205,7 @@ def _terms(group: _Group) -> dict[str, Any]:
     """What of the GPUs a vLLM server's engine would use."""
     if not group.fields:
         return {}
-    name = group.first.engine
-    engine: Vllm = build(group.engine, f"engines.{name}" if name else "engine", agents={})
+    engine: Vllm = build(group.engine, group.first.place, agents={})
     gpus, utilization, _ = engine.ground.terms
     return {"gpus": gpus, "gpu_memory_utilization": utilization}
 
